@@ -1,0 +1,210 @@
+// The CPU kernels as plain functions over raw memory, so that simd_kernels.cpp, which is compiled for several instruction
+// sets, includes no torch and no standard library template: such code, compiled for AVX-512 and merged by the linker with
+// its baseline twin, would crash a machine without AVX-512.
+//
+// Each kernel does tasks [begin, end) of a problem; the caller runs ranges in parallel. Results never depend on how tasks
+// are spread over threads. Signals are contiguous accumulate_t<T>, codes contiguous T.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/geometry.h"
+#include "../core/scalar.h"
+#include "../core/threshold.h"
+
+namespace dsc::cpu {
+
+// A dense tensor in storage order: (outer, channels, inner). NCHW is (N, M, H*W), channels_last (N*H*W, M, 1).
+struct Layout {
+  int64_t outer, channels, inner;
+  DSC_HOST_DEVICE int64_t size() const { return outer * channels * inner; }
+};
+
+// Elements of one task of the elementwise kernels: a run inside one plane, or whole rows of channels when inner is 1.
+constexpr int64_t elementwise_run = 16384;
+
+// Tasks of the elementwise kernels and where task `index` begins and ends.
+struct Run {
+  int64_t begin, end;  // elements in storage order
+  int64_t channel;     // of a run inside a plane; rows of channels start at channel 0
+};
+
+DSC_HOST_DEVICE int64_t runs_per_plane(const Layout& layout) { return (layout.inner + elementwise_run - 1) / elementwise_run; }
+
+DSC_HOST_DEVICE int64_t rows_per_run(const Layout& layout) {
+  const int64_t rows = elementwise_run / (layout.channels > 0 ? layout.channels : 1);
+  return rows > 0 ? rows : 1;
+}
+
+DSC_HOST_DEVICE int64_t run_count(const Layout& layout) {
+  if (layout.size() == 0) return 0;
+  if (layout.inner == 1) return (layout.outer + rows_per_run(layout) - 1) / rows_per_run(layout);
+  return layout.outer * layout.channels * runs_per_plane(layout);
+}
+
+DSC_HOST_DEVICE Run run_at(const Layout& layout, int64_t index) {
+  if (layout.inner == 1) {
+    const int64_t rows = rows_per_run(layout), first = index * rows;
+    const int64_t last = first + rows < layout.outer ? first + rows : layout.outer;
+    return {first * layout.channels, last * layout.channels, 0};
+  }
+  const int64_t plane = index / runs_per_plane(layout), first = index % runs_per_plane(layout) * elementwise_run;
+  const int64_t last = first + elementwise_run < layout.inner ? first + elementwise_run : layout.inner;
+  return {plane * layout.inner + first, plane * layout.inner + last, plane % layout.channels};
+}
+
+template <typename T>
+struct SoftThreshold {
+  using A = accumulate_t<T>;
+  Layout layout;
+  const T* u;
+  const T* residual;  // or null
+  const A* bias;      // one per channel, or null
+  const A* theta;     // theta[channel * theta_stride]
+  int64_t theta_stride;
+  bool one_sided;
+  T* codes;
+};
+
+// Sums over a task, added up by the caller in the order of the tasks: sums[(task * 2 + which) * width + channel], width being
+// `channels` for rows of channels and 1 for runs inside a plane. which: 0 the gradient of theta, 1 that of the bias.
+template <typename T>
+struct SoftThresholdBackward {
+  Layout layout;
+  const T* grad;
+  const T* codes;
+  T* grad_u;
+  double* sums;
+};
+
+template <typename T>
+struct Shrink {
+  using A = accumulate_t<T>;
+  Layout layout;
+  const T* u;
+  const A* theta;
+  int64_t theta_stride;
+  Activation activation;
+  bool one_sided;
+  T* out;
+};
+
+template <typename T>
+struct ShrinkBackward {
+  using A = accumulate_t<T>;
+  Layout layout;
+  const T* grad;
+  const T* u;
+  const A* theta;
+  int64_t theta_stride;
+  Activation activation;
+  bool one_sided;
+  T* grad_u;
+  double* sums;  // as above with one `which`: sums[task * width + channel]
+};
+
+template <typename T>
+struct L1Norm {
+  int64_t size;
+  const T* x;
+  double alpha;
+  double* sums;     // one per run of elementwise_run elements
+  int64_t* counts;  // likewise
+};
+
+template <typename T>
+struct L1NormBackward {
+  const T* x;
+  accumulate_t<T> grad;
+  T* grad_x;
+};
+
+// out = a x + b y over contiguous elements; y may be null with b = 0.
+template <typename T>
+struct Combine {
+  accumulate_t<T> a;
+  const T* x;
+  accumulate_t<T> b;
+  const T* y;
+  T* out;
+};
+
+// codes = epilogue(alpha A_W(signal) + bias + residual). Weights are packed [group][atom / tile_atoms][patch][tile_atoms],
+// zero beyond the last atom. One task is pixels_per_task code pixels of one image and group.
+enum class Epilogue : int { none, soft_threshold, soft_threshold_one_sided };
+
+template <typename T>
+struct Analysis {
+  using A = accumulate_t<T>;
+  Geometry geometry;
+  const A* signal;
+  const A* weight;
+  A alpha;
+  const A* bias;      // one per atom, or null
+  const T* residual;  // shape of the codes, or null
+  Epilogue epilogue;
+  const A* theta;
+  int64_t theta_stride;
+  T* codes;
+};
+
+// signal += alpha S_W(codes). Weights are packed [atom][patch padded to `lanes`]. The code is cut into strips along its
+// longer axis so that strips two apart touch no common signal pixel: one call does the even strips, a second the odd ones.
+template <typename T>
+struct Synthesis {
+  using A = accumulate_t<T>;
+  Geometry geometry;
+  const T* codes;
+  const A* weight;
+  A alpha;
+  A* signal;
+  int64_t strip_extent;  // code rows, or columns of a code of one row
+  int64_t strips;        // of this parity: strip index = 2 * i + parity
+  int64_t parity;
+};
+
+// partial[task][atom][padded patch] = sum over the task's code pixels of code * patch of the signal.
+template <typename T>
+struct Correlation {
+  using A = accumulate_t<T>;
+  Geometry geometry;
+  const A* signal;
+  const T* codes;
+  int64_t tasks;
+  A* partial;
+};
+
+// One instruction set level's kernels for element type T. Each takes a scratch of the size it asks for, aligned to 64 bytes.
+template <typename T>
+struct Kernels {
+  int64_t tile_atoms;
+  int64_t pixels_per_task;
+  int64_t lanes;
+  int64_t (*analysis_scratch)(const Geometry&);
+  int64_t (*pixel_list_scratch)(const Geometry&);
+  void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);
+  void (*soft_threshold_backward)(const SoftThresholdBackward<T>&, int64_t begin, int64_t end);
+  void (*shrink)(const Shrink<T>&, int64_t begin, int64_t end);
+  void (*shrink_backward)(const ShrinkBackward<T>&, int64_t begin, int64_t end);
+  void (*l1_norm)(const L1Norm<T>&, int64_t begin, int64_t end);
+  void (*l1_norm_backward)(const L1NormBackward<T>&, int64_t begin, int64_t end);
+  void (*combine)(const Combine<T>&, int64_t begin, int64_t end);
+  void (*analysis)(const Analysis<T>&, int64_t begin, int64_t end, char* scratch);
+  void (*synthesis)(const Synthesis<T>&, int64_t begin, int64_t end, char* scratch);
+  void (*correlation)(const Correlation<T>&, int64_t begin, int64_t end, char* scratch);
+};
+
+struct KernelSet {
+  Kernels<float> float32;
+  Kernels<double> float64;
+  Kernels<bfloat16> bf16;
+  Kernels<float16> fp16;
+};
+
+extern const KernelSet kernels_baseline;
+extern const KernelSet kernels_avx2;
+extern const KernelSet kernels_avx512;
+
+DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+}  // namespace dsc::cpu

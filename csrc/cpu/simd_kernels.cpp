@@ -1,0 +1,41 @@
+// Compiled once for each instruction set level: DSC_CPU_LEVEL is baseline, avx2 or avx512, and the compiler's flags are to
+// match. Everything here lives in a namespace of that name, for the reason given in kernels.h.
+#include "kernels.h"
+
+#define DSC_CONCAT_(a, b) a##b
+#define DSC_CONCAT(a, b) DSC_CONCAT_(a, b)
+
+#include "convolution_kernels.h"
+#include "penalty_kernels.h"
+#include "threshold_kernels.h"
+
+namespace dsc::cpu {
+namespace DSC_CPU_LEVEL {
+
+template <typename T>
+constexpr Kernels<T> make_kernels() {
+  using Tile = Tile<accumulate_t<T>>;
+  return {Tile::atoms,
+          Tile::pixels_per_task,
+          Vector<accumulate_t<T>>::lanes,
+          analysis_scratch<T>,
+          pixel_list_scratch<T>,
+          soft_threshold_tasks<T>,
+          soft_threshold_backward_tasks<T>,
+          shrink_tasks<T>,
+          shrink_backward_tasks<T>,
+          l1_norm_tasks<T>,
+          l1_norm_backward_range<T>,
+          combine_range<T>,
+          analysis_tasks<T>,
+          synthesis_tasks<T>,
+          correlation_tasks<T>};
+}
+
+}  // namespace DSC_CPU_LEVEL
+
+constexpr KernelSet DSC_CONCAT(kernels_, DSC_CPU_LEVEL) = {
+    DSC_CPU_LEVEL::make_kernels<float>(), DSC_CPU_LEVEL::make_kernels<double>(),
+    DSC_CPU_LEVEL::make_kernels<bfloat16>(), DSC_CPU_LEVEL::make_kernels<float16>()};
+
+}  // namespace dsc::cpu

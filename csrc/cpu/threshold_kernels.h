@@ -1,0 +1,168 @@
+// Thresholds, elementwise over a dense tensor in storage order, at one instruction set level.
+//
+// A run inside a plane has one threshold and one bias; rows of channels (channels_last) have one for each element of the
+// row. Backward writes the gradient of the input and adds up those of threshold and bias in the same pass: in
+// accumulate_t<T> over a block of 1024 elements, in double beyond.
+#pragma once
+
+namespace dsc::cpu {
+namespace DSC_CPU_LEVEL {
+
+constexpr int64_t sum_block = 1024;
+constexpr int64_t sum_lanes = 16;  // independent sums, so that the compiler may keep them in one vector
+
+// Calls body(i, channel) for every element of the tasks.
+template <typename Body>
+DSC_HOST_DEVICE void for_each_element(const Layout& layout, int64_t begin, int64_t end, const Body& body) {
+  for (int64_t task = begin; task < end; ++task) {
+    const Run run = run_at(layout, task);
+    if (layout.inner == 1) {
+      for (int64_t row = run.begin; row < run.end; row += layout.channels)
+        for (int64_t c = 0; c < layout.channels; ++c) body(row + c, c);
+    } else {
+      for (int64_t i = run.begin; i < run.end; ++i) body(i, run.channel);
+    }
+  }
+}
+
+template <bool one_sided, typename T>
+DSC_HOST_DEVICE void soft_threshold_elements(const SoftThreshold<T>& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for_each_element(p.layout, begin, end, [&](int64_t i, int64_t c) {
+    A u = load(p.u[i]);
+    if (p.bias) u += p.bias[c];
+    if (p.residual) u += load(p.residual[i]);
+    p.codes[i] = store<T>(soft_threshold<one_sided>(u, p.theta[c * p.theta_stride]));
+  });
+}
+
+template <typename T>
+void soft_threshold_tasks(const SoftThreshold<T>& p, int64_t begin, int64_t end) {
+  p.one_sided ? soft_threshold_elements<true>(p, begin, end) : soft_threshold_elements<false>(p, begin, end);
+}
+
+// Writes element(i) for a run and returns the run's sum of term(i).
+template <typename A, typename Term>
+DSC_HOST_DEVICE double sum_over(int64_t begin, int64_t end, const Term& term) {
+  double total = 0;
+  for (int64_t block = begin; block < end; block += sum_block) {
+    const int64_t stop = block + sum_block < end ? block + sum_block : end;
+    A lanes[sum_lanes] = {};
+    int64_t i = block;
+    for (; i + sum_lanes <= stop; i += sum_lanes)
+      for (int64_t lane = 0; lane < sum_lanes; ++lane) lanes[lane] += term(i + lane);
+    for (; i < stop; ++i) lanes[i % sum_lanes] += term(i);
+    for (int64_t lane = 0; lane < sum_lanes; ++lane) total += lanes[lane];
+  }
+  return total;
+}
+
+template <typename T>
+void soft_threshold_backward_tasks(const SoftThresholdBackward<T>& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const bool rows = p.layout.inner == 1;
+  const int64_t width = rows ? p.layout.channels : 1;
+  for (int64_t task = begin; task < end; ++task) {
+    const Run run = run_at(p.layout, task);
+    double* const theta_sum = p.sums + task * 2 * width;
+    double* const bias_sum = theta_sum + width;
+    for (int64_t i = run.begin; i < run.end; ++i)
+      p.grad_u[i] = store<T>(soft_threshold_grad_u<A>(load(p.codes[i]), load(p.grad[i])));
+    if (rows) {
+      for (int64_t c = 0; c < width; ++c) theta_sum[c] = bias_sum[c] = 0;
+      for (int64_t row = run.begin; row < run.end; row += width)
+        for (int64_t c = 0; c < width; ++c) {
+          const A code = load(p.codes[row + c]), grad = load(p.grad[row + c]);
+          theta_sum[c] += soft_threshold_grad_theta(code, grad);
+          bias_sum[c] += soft_threshold_grad_u(code, grad);
+        }
+    } else {
+      *theta_sum = sum_over<A>(run.begin, run.end, [&](int64_t i) {
+        return soft_threshold_grad_theta<A>(load(p.codes[i]), load(p.grad[i]));
+      });
+      *bias_sum = sum_over<A>(run.begin, run.end,
+                              [&](int64_t i) { return soft_threshold_grad_u<A>(load(p.codes[i]), load(p.grad[i])); });
+    }
+  }
+}
+
+template <Activation activation, bool one_sided, typename T>
+void shrink_elements(const Shrink<T>& p, int64_t begin, int64_t end) {
+  for_each_element(p.layout, begin, end, [&](int64_t i, int64_t c) {
+    p.out[i] = store<T>(shrink<activation, one_sided>(load(p.u[i]), p.theta[c * p.theta_stride]));
+  });
+}
+
+template <Activation activation, bool one_sided, typename T>
+void shrink_backward_elements(const ShrinkBackward<T>& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const int64_t width = p.layout.inner == 1 ? p.layout.channels : 1;
+  for (int64_t task = begin; task < end; ++task) {
+    double* const sums = p.sums + task * width;
+    for (int64_t c = 0; c < width; ++c) sums[c] = 0;
+    for_each_element(p.layout, task, task + 1, [&](int64_t i, int64_t c) {
+      const A u = load(p.u[i]), theta = p.theta[c * p.theta_stride], grad = load(p.grad[i]);
+      p.grad_u[i] = store<T>(grad * shrink_derivative_u<activation, one_sided>(u, theta));
+      sums[width == 1 ? 0 : c] += grad * shrink_derivative_theta<activation, one_sided>(u, theta);
+    });
+  }
+}
+
+// Calls f.template run<activation, one_sided>() for the values that are known only at run time.
+template <typename F>
+DSC_HOST_DEVICE void visit_activation(Activation activation, bool one_sided, const F& f) {
+#define DSC_VISIT(name)  \
+  case Activation::name: \
+    return one_sided ? f.template run<Activation::name, true>() : f.template run<Activation::name, false>();
+  switch (activation) {
+    DSC_VISIT(relu)
+    DSC_VISIT(leaky_relu)
+    DSC_VISIT(elu)
+    DSC_VISIT(silu)
+    DSC_VISIT(mish)
+    DSC_VISIT(gelu)
+  }
+#undef DSC_VISIT
+}
+
+template <typename T>
+struct ShrinkRange {
+  const Shrink<T>& p;
+  int64_t begin, end;
+  template <Activation activation, bool one_sided>
+  void run() const {
+    shrink_elements<activation, one_sided>(p, begin, end);
+  }
+};
+
+template <typename T>
+void shrink_tasks(const Shrink<T>& p, int64_t begin, int64_t end) {
+  visit_activation(p.activation, p.one_sided, ShrinkRange<T>{p, begin, end});
+}
+
+template <typename T>
+struct ShrinkBackwardRange {
+  const ShrinkBackward<T>& p;
+  int64_t begin, end;
+  template <Activation activation, bool one_sided>
+  void run() const {
+    shrink_backward_elements<activation, one_sided>(p, begin, end);
+  }
+};
+
+template <typename T>
+void shrink_backward_tasks(const ShrinkBackward<T>& p, int64_t begin, int64_t end) {
+  visit_activation(p.activation, p.one_sided, ShrinkBackwardRange<T>{p, begin, end});
+}
+
+template <typename T>
+void combine_range(const Combine<T>& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t i = begin; i < end; ++i) {
+    const A other = p.y ? p.b * load(p.y[i]) : A(0);
+    p.out[i] = store<T>(p.a * load(p.x[i]) + other);
+  }
+}
+
+}  // namespace DSC_CPU_LEVEL
+}  // namespace dsc::cpu

@@ -1,0 +1,70 @@
+// Every operator of the library on one page, and the pybind11 module `_C` that says how this copy was built.
+//
+// Signals y are (N, C, *spatial), codes x are (N, M, *code_spatial), weights (M, C/groups, *kernel); theta is 0-d or (M,).
+// Functions in Python (dsc_ops/functional.py) check their arguments before they come here: an operator relies on equal
+// dtypes and devices and on sizes that fit. Shapes, gradients and autocast rules stand in dsc_ops/_autograd.py.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "cpu/dispatch.h"
+
+// `geometry` in the comments below is: stride, padding, dilation, groups.
+#define GEOMETRY "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+
+STABLE_TORCH_LIBRARY(dsc_ops, library) {
+  // T(u + bias + residual), T two-sided or one-sided; u (N, M, *) or any shape when theta is 0-d and there is no bias.
+  library.def("soft_threshold(Tensor u, Tensor theta, Tensor? bias, Tensor? residual, bool one_sided) -> Tensor");
+  // From the codes it returned. grad_u is the gradient of u and of residual; grad_bias is (M,), empty where u has no channels.
+  library.def(
+      "soft_threshold_backward(Tensor grad, Tensor codes, Tensor theta, bool one_sided)"
+      " -> (Tensor grad_u, Tensor grad_theta, Tensor grad_bias)");
+
+  // T_rho(u) for rho in relu, leaky_relu, elu, silu, mish, gelu.
+  library.def("shrink(Tensor u, Tensor theta, str activation, bool one_sided) -> Tensor");
+  library.def(
+      "shrink_backward(Tensor grad, Tensor u, Tensor theta, str activation, bool one_sided)"
+      " -> (Tensor grad_u, Tensor grad_theta)");
+
+  // sum |x| (0-d, float32 or float64) and the number of |x| > alpha (0-d, int64), in one pass.
+  library.def("l1_norm(Tensor x, float alpha) -> (Tensor norm, Tensor count)");
+  library.def("l1_norm_backward(Tensor grad, Tensor x) -> Tensor");
+
+  // A_W(y), S_W(x) and the weight's gradient of both: the three contractions of one trilinear form.
+  library.def("analysis(Tensor y, Tensor weight, " GEOMETRY ") -> Tensor");
+  library.def("synthesis(Tensor x, Tensor weight, SymInt[] signal_size, " GEOMETRY ") -> Tensor");
+  library.def("correlation(Tensor y, Tensor x, SymInt[] kernel_size, " GEOMETRY ") -> Tensor");
+
+  // T(A_W(y) + bias)
+  library.def("conv_soft_threshold(Tensor y, Tensor weight, Tensor? bias, Tensor theta, " GEOMETRY
+              ", bool one_sided) -> Tensor");
+  // What is not needed (needs: y, weight, bias, theta) comes back as an empty tensor.
+  library.def("conv_soft_threshold_backward(Tensor grad, Tensor codes, Tensor y, Tensor weight, Tensor theta, " GEOMETRY
+              ", bool one_sided, bool[] needs) -> (Tensor grad_y, Tensor grad_weight, Tensor grad_bias, Tensor grad_theta)");
+
+  // `iterations` steps x <- T(z + A_W(y - S_D z)) from x0 (zero when absent), z = x + momentum[k] (x - x_before); analysis is
+  // (1, M, ...) when shared, else (iterations, M, ...); theta (iterations, M); momentum empty or `iterations` long.
+  // The tape keeps what backward reads of the codes between the iterations; its layout is the device's own affair, and it is
+  // empty unless asked for.
+  library.def("lista(Tensor y, Tensor dictionary, Tensor analysis, Tensor theta, Tensor? x0, float[] momentum, " GEOMETRY
+              ", bool one_sided, bool keep_tape) -> (Tensor codes, Tensor tape)");
+  // needs: y, dictionary, analysis, theta, x0
+  library.def(
+      "lista_backward(Tensor grad, Tensor codes, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor theta,"
+      " Tensor? x0, float[] momentum, " GEOMETRY ", bool one_sided, bool[] needs)"
+      " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
+}
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Build information and the choice of CPU kernels; the operators are torch.ops.dsc_ops.*";
+  module.attr("version") = DSC_OPS_VERSION;
+  module.attr("torch_version") = DSC_OPS_TORCH_VERSION;        // the torch that it was compiled against
+  module.attr("cuda_version") = DSC_OPS_CUDA_VERSION;          // empty when built without CUDA kernels
+  module.attr("cuda_architectures") = DSC_OPS_CUDA_ARCHITECTURES;
+  module.attr("compiler") = DSC_OPS_COMPILER;
+  module.def("cpu_capabilities", &dsc::cpu::available_capabilities, "Levels this machine can run, slowest first.");
+  module.def("cpu_capability", &dsc::cpu::capability, "The level in use.");
+  module.def("set_cpu_capability", &dsc::cpu::set_capability, pybind11::arg("level"),
+             "Use the kernels of one level: default, avx2 or avx512.");
+}

@@ -1,0 +1,300 @@
+"""What PyTorch has to know of each operator besides its kernels: the shape of its results (fake kernels), its gradient,
+and the dtype that autocast gives it.
+
+Gradients: math.md section 4 of the project's design, that is, for u = z + A_W(y - S_D z), x = T(u), g = dL/dx
+
+    gu = g 1[x != 0]      dtheta = -sum sign(x) g      dW = corr(r, gu)      gr = S_W(gu)      dy = gr
+    dD = -corr(gr, z)     dz = gu - A_D(gr)
+
+`analysis`, `synthesis` and `correlation` are the three derivatives of one trilinear form, so each is differentiated, to
+any order, by the other two. The backward operators of the rest refuse to be differentiated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ops = torch.ops.dsc_ops
+
+_library = torch.library.Library("dsc_ops", "FRAGMENT")
+
+
+def _code_size(signal_size, kernel, stride, padding, dilation) -> list[int]:
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(signal_size, kernel, stride, padding, dilation, strict=True)
+    ]
+
+
+def _empty_codes(y: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:
+    size = _code_size(y.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return y.new_empty([y.shape[0], weight.shape[0], *size])
+
+
+def _like(u: Tensor) -> Tensor:
+    """Elementwise results: dense, channels_last where the input is exactly that."""
+    last = u.dim() == 4 and not u.is_contiguous() and u.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty_like(u, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _needed(ctx, gradients: tuple[Tensor, ...], inputs: tuple[int, ...]) -> list[Tensor | None]:
+    """The gradients that were asked for; the operators return empty tensors in place of the others."""
+    return [g if ctx.needs_input_grad[i] else None for g, i in zip(gradients, inputs, strict=True)]
+
+
+# --- soft_threshold ---------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::soft_threshold")
+def _(u, theta, bias, residual, one_sided):
+    return _like(u)
+
+
+@torch.library.register_fake("dsc_ops::soft_threshold_backward")
+def _(grad, codes, theta, one_sided):
+    return _like(codes), torch.empty_like(theta), codes.new_empty(codes.shape[1] if codes.dim() >= 2 else 0)
+
+
+def _soft_threshold_setup(ctx, inputs, output):
+    _, theta, bias, residual, ctx.one_sided = inputs
+    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+    ctx.save_for_backward(output, theta)
+
+
+def _soft_threshold_backward(ctx, grad):
+    codes, theta = ctx.saved_tensors
+    grad_u, grad_theta, grad_bias = ops.soft_threshold_backward(grad, codes, theta, ctx.one_sided)
+    return grad_u, grad_theta, grad_bias if ctx.has_bias else None, grad_u if ctx.has_residual else None, None
+
+
+torch.library.register_autograd(
+    "dsc_ops::soft_threshold", _soft_threshold_backward, setup_context=_soft_threshold_setup
+)
+
+# --- shrink -----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::shrink")
+def _(u, theta, activation, one_sided):
+    return _like(u)
+
+
+@torch.library.register_fake("dsc_ops::shrink_backward")
+def _(grad, u, theta, activation, one_sided):
+    return _like(u), torch.empty_like(theta)
+
+
+def _shrink_setup(ctx, inputs, output):
+    u, theta, ctx.activation, ctx.one_sided = inputs
+    ctx.save_for_backward(u, theta)
+
+
+def _shrink_backward(ctx, grad):
+    u, theta = ctx.saved_tensors
+    return *ops.shrink_backward(grad, u, theta, ctx.activation, ctx.one_sided), None, None
+
+
+torch.library.register_autograd("dsc_ops::shrink", _shrink_backward, setup_context=_shrink_setup)
+
+# --- l1_norm ----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::l1_norm")
+def _(x, alpha):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((), dtype=wide), x.new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("dsc_ops::l1_norm_backward")
+def _(grad, x):
+    return _like(x)
+
+
+def _l1_norm_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0])
+
+
+def _l1_norm_backward(ctx, grad, _):
+    return (None if grad is None else ops.l1_norm_backward(grad, *ctx.saved_tensors)), None
+
+
+torch.library.register_autograd("dsc_ops::l1_norm", _l1_norm_backward, setup_context=_l1_norm_setup)
+
+# --- analysis, synthesis, correlation: <A_W y, x> = <y, S_W x> = <W, corr(y, x)> ------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::analysis")
+def _(y, weight, stride, padding, dilation, groups):
+    return _empty_codes(y, weight, stride, padding, dilation)
+
+
+@torch.library.register_fake("dsc_ops::synthesis")
+def _(x, weight, signal_size, stride, padding, dilation, groups):
+    return x.new_empty([x.shape[0], weight.shape[1] * groups, *signal_size])
+
+
+@torch.library.register_fake("dsc_ops::correlation")
+def _(y, x, kernel_size, stride, padding, dilation, groups):
+    return y.new_empty([x.shape[1], y.shape[1] // groups, *kernel_size])
+
+
+def _pair_setup(ctx, inputs, output):
+    """Both factors of the form are the first two arguments; the geometry comes last."""
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.geometry = inputs[-4:]
+
+
+def _analysis_backward(ctx, grad):
+    y, weight = ctx.saved_tensors
+    grad_y = ops.synthesis(grad, weight, y.shape[2:], *ctx.geometry) if ctx.needs_input_grad[0] else None
+    grad_weight = ops.correlation(y, grad, weight.shape[2:], *ctx.geometry) if ctx.needs_input_grad[1] else None
+    return grad_y, grad_weight, None, None, None, None
+
+
+def _synthesis_backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    grad_x = ops.analysis(grad, weight, *ctx.geometry) if ctx.needs_input_grad[0] else None
+    grad_weight = ops.correlation(grad, x, weight.shape[2:], *ctx.geometry) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_weight, None, None, None, None, None
+
+
+def _correlation_backward(ctx, grad):
+    y, x = ctx.saved_tensors
+    grad_y = ops.synthesis(x, grad, y.shape[2:], *ctx.geometry) if ctx.needs_input_grad[0] else None
+    grad_x = ops.analysis(y, grad, *ctx.geometry) if ctx.needs_input_grad[1] else None
+    return grad_y, grad_x, None, None, None, None, None
+
+
+torch.library.register_autograd("dsc_ops::analysis", _analysis_backward, setup_context=_pair_setup)
+torch.library.register_autograd("dsc_ops::synthesis", _synthesis_backward, setup_context=_pair_setup)
+torch.library.register_autograd("dsc_ops::correlation", _correlation_backward, setup_context=_pair_setup)
+
+# --- conv_soft_threshold ----------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::conv_soft_threshold")
+def _(y, weight, bias, theta, stride, padding, dilation, groups, one_sided):
+    return _empty_codes(y, weight, stride, padding, dilation)
+
+
+@torch.library.register_fake("dsc_ops::conv_soft_threshold_backward")
+def _(grad, codes, y, weight, theta, stride, padding, dilation, groups, one_sided, needs):
+    full = (y.shape, weight.shape, weight.shape[:1], theta.shape)
+    return tuple(y.new_empty(shape if need else 0) for shape, need in zip(full, needs, strict=True))
+
+
+def _conv_soft_threshold_setup(ctx, inputs, output):
+    y, weight, _, theta, *ctx.rest = inputs
+    ctx.save_for_backward(output, y, weight, theta)
+
+
+def _conv_soft_threshold_backward(ctx, grad):
+    needs = list(ctx.needs_input_grad[:4])
+    gradients = ops.conv_soft_threshold_backward(grad, *ctx.saved_tensors, *ctx.rest, needs)
+    return *_needed(ctx, gradients, (0, 1, 2, 3)), *[None] * 5
+
+
+torch.library.register_autograd(
+    "dsc_ops::conv_soft_threshold", _conv_soft_threshold_backward, setup_context=_conv_soft_threshold_setup
+)
+
+# --- lista ------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::lista")
+def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, keep_tape):
+    codes = _empty_codes(y, dictionary, stride, padding, dilation)
+    tape = codes.new_empty([theta.shape[0] - 1, *codes.shape] if keep_tape else 0)
+    return codes, tape
+
+
+@torch.library.register_fake("dsc_ops::lista_backward")
+def _(
+    grad, codes, tape, y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, needs
+):
+    full = (y.shape, dictionary.shape, analysis.shape, theta.shape, codes.shape)
+    return tuple(y.new_empty(shape if need else 0) for shape, need in zip(full, needs, strict=True))
+
+
+def _lista_setup(ctx, inputs, output):
+    *tensors, ctx.momentum, stride, padding, dilation, groups, one_sided, ctx.has_tape = inputs
+    ctx.rest = (stride, padding, dilation, groups, one_sided)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _lista_backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 12
+    codes, tape, *tensors = ctx.saved_tensors
+    if not ctx.has_tape:  # the caller did not expect a backward pass: run the iterations once more
+        tape = ops.lista(*tensors, ctx.momentum, *ctx.rest, True)[1]
+    needs = list(ctx.needs_input_grad[:5])
+    gradients = ops.lista_backward(grad, codes, tape, *tensors, ctx.momentum, *ctx.rest, needs)
+    return *_needed(ctx, gradients, (0, 1, 2, 3, 4)), *[None] * 7
+
+
+torch.library.register_autograd("dsc_ops::lista", _lista_backward, setup_context=_lista_setup)
+
+# --- no second derivative ---------------------------------------------------------------------------------------------
+
+
+def _once_differentiable(name: str) -> None:
+    def setup(ctx, inputs, output):
+        pass
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"dsc_ops: the second derivative of {name} is not supported (dsc_ops.reference.{name} has it)")
+
+    torch.library.register_autograd(f"dsc_ops::{name}_backward", refuse, setup_context=setup)
+
+
+for _name in ("soft_threshold", "shrink", "conv_soft_threshold", "lista"):
+    _once_differentiable(_name)
+
+
+def _l1_norm_double_setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _l1_norm_double_backward(ctx, grad):
+    # l1_norm_backward(g, x) = g sign(x): linear in g, and constant in x almost everywhere.
+    (x,) = ctx.saved_tensors
+    return (grad * x.sign()).sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32), None
+
+
+torch.library.register_autograd(
+    "dsc_ops::l1_norm_backward", _l1_norm_double_backward, setup_context=_l1_norm_double_setup
+)
+
+# --- autocast ---------------------------------------------------------------------------------------------------------
+# As for torch's convolutions: every floating argument but float64 is cast to the dtype that autocast was entered with.
+# The elementwise operators and the penalty have no rule: they take the dtype they are given and compute in float32.
+
+
+def _lower_precision(name: str, device: str) -> Callable:
+    key = f"Autocast{device.upper()}"
+    op = getattr(ops, name).default
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(value):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(torch.get_autocast_dtype(device))
+        return value
+
+    def kernel(*args):
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return op(*[cast(a) for a in args])
+
+    _library.impl(name, kernel, key)
+
+
+for _name in ("analysis", "synthesis", "conv_soft_threshold", "lista"):
+    for _device in ("cpu", "cuda"):
+        _lower_precision(_name, _device)
