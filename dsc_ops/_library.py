@@ -29,9 +29,11 @@ except ImportError as error:
     if importlib.util.find_spec("dsc_ops._C"):
         raise  # it is there and cannot be loaded: the loader's own message says why
     raise ImportError(
-        f"dsc_ops: {os.path.dirname(__file__)} has no compiled library for this Python; install the package (`pip install .` "
-        "in the source folder), and start Python outside the source folder unless the install is editable"
+        f"dsc_ops: {os.path.dirname(__file__)} has no compiled library for this Python; install the package "
+        "(pip install . in the source folder) and start Python outside the source folder, or install it with pip's -e"
     ) from error
+
+version: str = _C.version
 
 
 def choose_cpu_capability(level: str | None) -> None:
@@ -81,7 +83,7 @@ def information() -> dict[str, Any]:
     """What was built and what was found here, for bug reports."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "version": _C.version,
+        "version": version,
         "torch": torch.__version__,
         "torch_built": _C.torch_version,
         "compiler": _C.compiler,

@@ -72,7 +72,8 @@ void run_analysis(const Analysis<T>& problem) {
   const Kernels<T>& k = kernels<T>();
   const Geometry& g = problem.geometry;
   const int64_t blocks = (g.code_pixels() + k.pixels_per_task - 1) / k.pixels_per_task;
-  parallel(g.batch * g.groups * blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t products = std::min(k.pixels_per_task, g.code_pixels()) * g.group_code_channels() * g.patch();
+  parallel(g.batch * g.groups * blocks, grain_of(products), [&](int64_t begin, int64_t end) {
     const Buffer<char> scratch(k.analysis_scratch(g));
     k.analysis(problem, begin, end, scratch.get());
   });
@@ -88,10 +89,11 @@ void run_synthesis(const Geometry& g, const T* codes, const accumulate_t<T>* wei
   // Strips i and i + 2 share no signal pixel when strip * stride > reach - stride; at least 8 rows (256 columns) make a task.
   const int64_t strip = std::max((reach + stride - 1) / stride, by_rows ? int64_t{8} : int64_t{256});
   const int64_t strips = (extent + strip - 1) / strip;
+  const int64_t products = g.code_pixels() / strips * g.group_code_channels() * g.patch();
   for (int64_t parity = 0; parity < 2; ++parity) {
     const int64_t own = (strips + 1 - parity) / 2;
     const Synthesis<T> problem = {g, codes, weight, alpha, signal, strip, own, parity};
-    parallel(g.batch * g.groups * own, 1, [&](int64_t begin, int64_t end) {
+    parallel(g.batch * g.groups * own, grain_of(products), [&](int64_t begin, int64_t end) {
       const Buffer<char> scratch(k.pixel_list_scratch(g));
       k.synthesis(problem, begin, end, scratch.get());
     });
@@ -110,11 +112,12 @@ void run_correlation(const Geometry& g, const accumulate_t<T>* signal, const T* 
   const int64_t tasks = std::min({most_tasks, affordable, std::max<int64_t>(1, g.batch * g.code_pixels() / 256)});
   const Buffer<A> partial(tasks * size);
   const Correlation<T> problem = {g, signal, codes, tasks, partial.get()};
-  parallel(tasks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t products = g.batch * g.code_pixels() * g.code_channels * patch / tasks;
+  parallel(tasks, grain_of(products), [&](int64_t begin, int64_t end) {
     const Buffer<char> scratch(k.pixel_list_scratch(g));
     k.correlation(problem, begin, end, scratch.get());
   });
-  parallel(g.code_channels, 16, [&](int64_t begin, int64_t end) {
+  parallel(g.code_channels, grain_of(patch * tasks), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m)
       for (int64_t j = 0; j < patch; ++j) {
         A sum = 0;

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -86,10 +87,16 @@ class Buffer {
   std::unique_ptr<T, Free> memory_;
 };
 
+// Tasks that one thread should have at least, so that waking it pays: about 10 microseconds of multiplications.
+inline int64_t grain_of(int64_t products_per_task) {
+  constexpr int64_t least = 100000;
+  return std::max<int64_t>(1, least / std::max<int64_t>(1, products_per_task));
+}
+
 // Runs body(begin, end) over [0, size) on torch's threads, at least `grain` each.
 template <typename Body>
 void parallel(int64_t size, int64_t grain, const Body& body) {
-  if (size > 0) torch::stable::parallel_for(0, size, grain > 0 ? grain : 1, body);
+  if (size > 0) torch::stable::parallel_for(0, size, grain, body);
 }
 
 }  // namespace dsc::cpu

@@ -2,6 +2,7 @@
 //
 // Between the steps a residual lives in accumulate_t<T>, a code in T. The tape holds x_1 .. x_{K-1}; backward computes the
 // residuals again from it, which costs as much as the codes have non-zeros and saves a signal a step.
+#include <algorithm>
 #include <cstring>
 
 #include "convolution.h"
@@ -186,13 +187,14 @@ Gradients backward(const Problem& p, bool one_sided, const Tensor& grad, const T
       const A* const r = residual<T>(p, signal, dictionary.get(), z, residual_buffer.get());
       run_correlation<T>(g, r, data<const T>(grad_u), A(1), data<A>(grad_analysis) + p.weight_of(k) * weight_size);
     }
-    if (!z && !needs[0]) break;
+    const bool from_zero = k == 0 && !p.x0;
+    if (from_zero && !needs[0]) break;
     const auto weight = pack_for_synthesis(g, data<const T>(p.analysis) + p.weight_of(k) * weight_size);
     std::memset(grad_residual.get(), 0, g.signal_size() * sizeof(A));
     run_synthesis<T>(g, data<const T>(grad_u), weight.get(), A(1), grad_residual.get());
     if (needs[0])
       for (int64_t i = 0; i < g.signal_size(); ++i) data<A>(grad_y)[i] += grad_residual.get()[i];
-    if (!z) break;
+    if (from_zero) break;
     if (needs[1]) run_correlation<T>(g, grad_residual.get(), z, A(-1), data<A>(grad_dictionary));
     if (k == 0 && !needs[4]) break;
     grad_z = empty_codes<T>(p);

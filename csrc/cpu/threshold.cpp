@@ -21,7 +21,7 @@ void check_theta(const Tensor& u, const Tensor& theta) {
 // Tasks that one thread should have at least, so that starting it pays.
 int64_t grain(const Layout& layout) {
   const int64_t task = layout.inner == 1 ? rows_per_run(layout) * layout.channels : layout.inner;
-  return task < elementwise_run ? 2 * elementwise_run / (task > 0 ? task : 1) : 1;
+  return std::max<int64_t>(1, 2 * elementwise_run / std::max<int64_t>(1, std::min(task, elementwise_run)));
 }
 
 // Adds the tasks' sums up in their order: totals[which][channel].

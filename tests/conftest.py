@@ -1,0 +1,22 @@
+"""What the tests share: seeds, and how near a result has to be to the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsc_ops import _C
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=_C.cpu_capabilities())
+def capability(request):
+    """Every instruction set level that this machine has."""
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(request.param)
+    yield request.param
+    _C.set_cpu_capability(before)
