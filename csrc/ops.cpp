@@ -1,8 +1,8 @@
 // Every operator of the library on one page, and the pybind11 module `_C` that says how this copy was built.
 //
-// Signals y are (N, C, *spatial), codes x are (N, M, *code_spatial), weights (M, C/groups, *kernel); theta is 0-d or (M,).
-// Functions in Python (dsc_ops/functional.py) check their arguments before they come here: an operator relies on equal
-// dtypes and devices and on sizes that fit. Shapes, gradients and autocast rules stand in dsc_ops/_autograd.py.
+// Signals y are (N, C, *spatial), codes x are (N, M, *code_spatial), weights (M, C/groups, *kernel); theta is 0-d or
+// (M,). Functions in Python (dsc_ops/functional.py) check their arguments before they come here: an operator relies on
+// equal dtypes and devices and on sizes that fit. Shapes, gradients and autocast rules stand in dsc_ops/_autograd.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
@@ -16,7 +16,8 @@
 STABLE_TORCH_LIBRARY(dsc_ops, library) {
   // T(u + bias + residual), T two-sided or one-sided; u (N, M, *) or any shape when theta is 0-d and there is no bias.
   library.def("soft_threshold(Tensor u, Tensor theta, Tensor? bias, Tensor? residual, bool one_sided) -> Tensor");
-  // From the codes it returned. grad_u is the gradient of u and of residual; grad_bias is (M,), empty where u has no channels.
+  // From the codes it returned. grad_u is the gradient of u and of residual; grad_bias is (M,), empty where u has no
+  // channels.
   library.def(
       "soft_threshold_backward(Tensor grad, Tensor codes, Tensor theta, bool one_sided)"
       " -> (Tensor grad_u, Tensor grad_theta, Tensor grad_bias)");
@@ -40,27 +41,31 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
   library.def("conv_soft_threshold(Tensor y, Tensor weight, Tensor? bias, Tensor theta, " GEOMETRY
               ", bool one_sided) -> Tensor");
   // What is not needed (needs: y, weight, bias, theta) comes back as an empty tensor.
-  library.def("conv_soft_threshold_backward(Tensor grad, Tensor codes, Tensor y, Tensor weight, Tensor theta, " GEOMETRY
-              ", bool one_sided, bool[] needs) -> (Tensor grad_y, Tensor grad_weight, Tensor grad_bias, Tensor grad_theta)");
+  library.def(
+      "conv_soft_threshold_backward(Tensor grad, Tensor codes, Tensor y, Tensor weight, Tensor theta, " GEOMETRY
+      ", bool one_sided, bool[] needs) -> (Tensor grad_y, Tensor grad_weight, Tensor grad_bias, Tensor grad_theta)");
 
-  // `iterations` steps x <- T(z + A_W(y - S_D z)) from x0 (zero when absent), z = x + momentum[k] (x - x_before); analysis is
-  // (1, M, ...) when shared, else (iterations, M, ...); theta (iterations, M); momentum empty or `iterations` long.
-  // The tape keeps what backward reads of the codes between the iterations; its layout is the device's own affair, and it is
-  // empty unless asked for.
-  library.def("lista(Tensor y, Tensor dictionary, Tensor analysis, Tensor theta, Tensor? x0, float[] momentum, " GEOMETRY
-              ", bool one_sided, bool keep_tape) -> (Tensor codes, Tensor tape)");
+  // `iterations` steps x <- T(z + A_W(y - S_D z)) from x0 (zero when absent), z = x + momentum[k] (x - x_before);
+  // analysis is (1, M, ...) when shared, else (iterations, M, ...); theta (iterations, M); momentum empty or
+  // `iterations` long. The tape keeps what backward reads of the codes between the iterations; its layout is the
+  // device's own affair, and it is empty unless asked for.
+  library.def(
+      "lista(Tensor y, Tensor dictionary, Tensor analysis, Tensor theta, Tensor? x0, float[] momentum, " GEOMETRY
+      ", bool one_sided, bool keep_tape) -> (Tensor codes, Tensor tape)");
   // needs: y, dictionary, analysis, theta, x0
   library.def(
-      "lista_backward(Tensor grad, Tensor codes, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor theta,"
-      " Tensor? x0, float[] momentum, " GEOMETRY ", bool one_sided, bool[] needs)"
+      "lista_backward(Tensor grad, Tensor codes, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor "
+      "theta,"
+      " Tensor? x0, float[] momentum, " GEOMETRY
+      ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 }
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Build information and the choice of CPU kernels; the operators are torch.ops.dsc_ops.*";
   module.attr("version") = DSC_OPS_VERSION;
-  module.attr("torch_version") = DSC_OPS_TORCH_VERSION;        // the torch that it was compiled against
-  module.attr("cuda_version") = DSC_OPS_CUDA_VERSION;          // empty when built without CUDA kernels
+  module.attr("torch_version") = DSC_OPS_TORCH_VERSION;  // the torch that it was compiled against
+  module.attr("cuda_version") = DSC_OPS_CUDA_VERSION;    // empty when built without CUDA kernels
   module.attr("cuda_architectures") = DSC_OPS_CUDA_ARCHITECTURES;
   module.attr("compiler") = DSC_OPS_COMPILER;
   module.def("cpu_capabilities", &dsc::cpu::available_capabilities, "Levels this machine can run, slowest first.");

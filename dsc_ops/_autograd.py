@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dsc_ops import _composed
+
 ops = torch.ops.dsc_ops
 
 _library = torch.library.Library("dsc_ops", "FRAGMENT")
@@ -250,7 +252,9 @@ def _once_differentiable(name: str) -> None:
         pass
 
     def refuse(ctx, *grads):
-        raise RuntimeError(f"dsc_ops: the second derivative of {name} is not supported (dsc_ops.reference.{name} has it)")
+        raise RuntimeError(
+            f"dsc_ops: the second derivative of {name} is not supported (dsc_ops.reference.{name} has it)"
+        )
 
     torch.library.register_autograd(f"dsc_ops::{name}_backward", refuse, setup_context=setup)
 
@@ -298,3 +302,7 @@ def _lower_precision(name: str, device: str) -> Callable:
 for _name in ("analysis", "synthesis", "conv_soft_threshold", "lista"):
     for _device in ("cpu", "cuda"):
         _lower_precision(_name, _device)
+
+# --- CUDA implementations that are not kernels ------------------------------------------------------------------------
+
+_composed.register(_library)

@@ -414,7 +414,7 @@ def ista(
         x_K, (N, M, *code_size). Source: Beck, Teboulle (SIAM J. Imaging Sciences, 2009).
 
     >>> one = torch.ones(1, 1, 1)
-    >>> ista(torch.tensor([[[3.0, 0.5]]]), one, 1.0, iterations=1)
+    >>> ista(torch.tensor([[[3.0, 0.5]]]), one, 1.0, iterations=1, step=1.0)
     tensor([[[2., 0.]]])
     """
     name = "ista"
@@ -469,7 +469,7 @@ def lipschitz(
         0-d tensor, differentiable. The eigenvector comes from power iteration in its Krylov space (Lanczos, 40 steps with
         reorthogonalisation, a fixed start), the value and its gradient from the Rayleigh quotient there.
 
-    >>> lipschitz(torch.full((1, 1, 1), 3.0), 8)
+    >>> lipschitz(torch.full((1, 1, 1), 3.0), 1)
     tensor(9.)
     """
     name = "lipschitz"

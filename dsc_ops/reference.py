@@ -38,7 +38,9 @@ def spatial_tuple(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     return (value,) * dims if isinstance(value, int) else tuple(value)
 
 
-def conv_arguments(weight: Tensor, stride, padding, dilation) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def conv_arguments(
+    weight: Tensor, stride, padding, dilation
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """stride, padding and dilation as one tuple each; "same" becomes numbers."""
     dims = weight.dim() - 2
     stride, dilation = spatial_tuple(stride, dims), spatial_tuple(dilation, dims)
@@ -209,10 +211,11 @@ def lipschitz(dictionary: Tensor, signal_size, *, stride=1, padding=0, dilation=
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     signal_size = spatial_tuple(signal_size, dictionary.dim() - 2)
     wide = dictionary if dictionary.dtype == torch.float64 else dictionary.float()
-    with torch.no_grad():
-        top = _top_signal(wide.detach(), signal_size, geometry)
-    # The Rayleigh quotient at the top eigenvector: its gradient is that of the eigenvalue.
-    return analysis(top, wide, **geometry).square().sum().to(dictionary.dtype)
+    with torch.autocast(dictionary.device.type, enabled=False):
+        with torch.no_grad():
+            top = _top_signal(wide.detach(), signal_size, geometry)
+        # The Rayleigh quotient at the top eigenvector: its gradient is that of the eigenvalue.
+        return analysis(top, wide, **geometry).square().sum().to(dictionary.dtype)
 
 
 def _top_signal(dictionary: Tensor, signal_size: tuple[int, ...], geometry: dict) -> Tensor:

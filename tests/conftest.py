@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Many small parallel regions on a machine that others use too: waiting threads are to sleep, not to spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

@@ -221,9 +221,7 @@ def test_gradcheck(case):
     # Every value passes these thresholds, in every iteration.
     low = torch.full((2, case.atoms), -5.0, dtype=torch.float64, requires_grad=True)
     one_each = (case.weight(2) / 3).requires_grad_()
-    gradcheck(
-        lambda y, d, w, t: functional.lista(y, d, w, t, one_sided=True, **options), y, weight, one_each, low
-    )
+    gradcheck(lambda y, d, w, t: functional.lista(y, d, w, t, one_sided=True, **options), y, weight, one_each, low)
     gradcheck(
         lambda y, d, w, t, x: functional.lista(y, d, w, t, x0=x, momentum=[0, 0.6], one_sided=True, **options),
         y,
@@ -345,7 +343,11 @@ def test_gradient_at_the_kink_is_zero(capability):
 def test_only_the_gradients_asked_for(capability):
     case = CONVOLUTIONS[1]
     tensors = dict(
-        y=case.signal(), dictionary=case.weight(), analysis=case.weight(2) / 2, theta=torch.rand(2, 64).double(), x0=case.code(0.2)
+        y=case.signal(),
+        dictionary=case.weight(),
+        analysis=case.weight(2) / 2,
+        theta=torch.rand(2, 64).double(),
+        x0=case.code(0.2),
     )
     expected = {k: v.clone().requires_grad_() for k, v in tensors.items()}
     reference.lista(**expected, **case.geometry).square().sum().backward()

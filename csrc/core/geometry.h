@@ -1,4 +1,5 @@
-// Shape of a convolution between a signal (N, C, H, W) and a code (N, M, h, w); a 1-D convolution is one with H = h = 1.
+// Shape of a convolution between a signal (N, C, H, W) and a code (N, M, h, w); a 1-D convolution is one with H = h
+// = 1.
 //
 //   code pixel (h, w) and tap (kh, kw) meet signal pixel (h * stride_h - padding_h + kh * dilation_h, likewise for w).
 #pragma once

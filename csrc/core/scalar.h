@@ -51,8 +51,8 @@ DSC_HOST_DEVICE float load(float x) { return x; }
 DSC_HOST_DEVICE double load(double x) { return x; }
 DSC_HOST_DEVICE float load(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
-// Without branches, so that loops over it vectorise: a normal or infinite half needs only its exponent moved, a subnormal
-// one is an integer multiple of 2^-24.
+// Without branches, so that loops over it vectorise: a normal or infinite half needs only its exponent moved, a
+// subnormal one is an integer multiple of 2^-24.
 DSC_HOST_DEVICE float load(float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
@@ -92,9 +92,11 @@ struct Store<float16> {
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
-    // Normal result: move the exponent and round to nearest even; a carry out of the mantissa is what rounding up means.
+    // Normal result: move the exponent and round to nearest even; a carry out of the mantissa is what rounding up
+    // means.
     const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Subnormal result: adding 1/2 places the integer multiple of 2^-24 in the low bits, rounded by the addition itself.
+    // Subnormal result: adding 1/2 places the integer multiple of 2^-24 in the low bits, rounded by the addition
+    // itself.
     const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
     const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;  // NaN, else infinity
     const uint32_t value = magnitude >= 0x477ff000u ? large : (magnitude < 0x38800000u ? subnormal : normal);

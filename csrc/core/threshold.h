@@ -4,8 +4,8 @@
 //   one-sided   T+(u)    = max(u - theta, 0)
 //   generalised T_rho(u) = rho(u - theta) - rho(-u - theta),   one-sided rho(u - theta)
 //
-// theta >= 0 is meant; a negative theta is computed by the same formula and is no longer a proximal operator. NaN passes
-// through every comparison below, as it does in eager PyTorch.
+// theta >= 0 is meant; a negative theta is computed by the same formula and is no longer a proximal operator. NaN
+// passes through every comparison below, as it does in eager PyTorch.
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,14 @@ DSC_HOST_DEVICE A soft_threshold(A u, A theta) {
     return shrunk <= A(0) ? A(0) : shrunk;
   }
   const A shrunk = (u < A(0) ? -u : u) - theta;
-  return shrunk <= A(0) ? A(0) : (u < A(0) ? -shrunk : shrunk);
+  const A sign = u < A(0) ? A(-1) : (u > A(0) ? A(1) : u);
+  return shrunk <= A(0) ? A(0) : sign * shrunk;
+}
+
+// sign(x) g without a product, so that an infinite g meets no zero.
+template <typename A>
+DSC_HOST_DEVICE A sign_times(A x, A g) {
+  return x == A(0) ? A(0) : (x < A(0) ? -g : g);
 }
 
 // dT/du: the support of the output is the mask, so the input need not be kept.
@@ -33,12 +40,13 @@ DSC_HOST_DEVICE A soft_threshold_grad_u(A code, A grad) {
 // dT/dtheta = -sign(T(u)); a one-sided code is never negative.
 template <typename A>
 DSC_HOST_DEVICE A soft_threshold_grad_theta(A code, A grad) {
-  return code == A(0) ? A(0) : (code < A(0) ? grad : -grad);
+  return sign_times(code, -grad);
 }
 
 enum class Activation : int { relu, leaky_relu, elu, silu, mish, gelu };
 
-// rho and its derivative, with PyTorch's default parameters (leaky_relu 0.01, elu 1, gelu without the tanh approximation).
+// rho and its derivative, with PyTorch's default parameters (leaky_relu 0.01, elu 1, gelu without the tanh
+// approximation).
 template <Activation activation, typename A>
 struct Rho;
 

@@ -62,8 +62,7 @@ Buffer<accumulate_t<T>> pack_for_synthesis(const Geometry& g, const T* weight) {
   const int64_t patch = g.patch(), stride = padded(patch, kernels<T>().lanes);
   Buffer<A> packed(g.code_channels * stride);
   for (int64_t m = 0; m < g.code_channels; ++m)
-    for (int64_t j = 0; j < stride; ++j)
-      packed.get()[m * stride + j] = j < patch ? load(weight[m * patch + j]) : A(0);
+    for (int64_t j = 0; j < stride; ++j) packed.get()[m * stride + j] = j < patch ? load(weight[m * patch + j]) : A(0);
   return packed;
 }
 
@@ -86,7 +85,8 @@ void run_synthesis(const Geometry& g, const T* codes, const accumulate_t<T>* wei
   const bool by_rows = g.code_h > 1;
   const int64_t extent = by_rows ? g.code_h : g.code_w, stride = by_rows ? g.stride_h : g.stride_w;
   const int64_t reach = by_rows ? (g.kernel_h - 1) * g.dilation_h : (g.kernel_w - 1) * g.dilation_w;
-  // Strips i and i + 2 share no signal pixel when strip * stride > reach - stride; at least 8 rows (256 columns) make a task.
+  // Strips i and i + 2 share no signal pixel when strip * stride > reach - stride; at least 8 rows (256 columns) make a
+  // task.
   const int64_t strip = std::max((reach + stride - 1) / stride, by_rows ? int64_t{8} : int64_t{256});
   const int64_t strips = (extent + strip - 1) / strip;
   const int64_t products = g.code_pixels() / strips * g.group_code_channels() * g.patch();
@@ -135,11 +135,11 @@ void round_to(const accumulate_t<T>* values, const Tensor& out) {
   });
 }
 
-#define DSC_INSTANTIATE(T)                                                                                     \
-  template Buffer<accumulate_t<T>> pack_for_analysis(const Geometry&, const T*);                               \
-  template Buffer<accumulate_t<T>> pack_for_synthesis(const Geometry&, const T*);                              \
-  template void run_analysis(const Analysis<T>&);                                                              \
-  template void run_synthesis(const Geometry&, const T*, const accumulate_t<T>*, accumulate_t<T>, accumulate_t<T>*); \
+#define DSC_INSTANTIATE(T)                                                                                             \
+  template Buffer<accumulate_t<T>> pack_for_analysis(const Geometry&, const T*);                                       \
+  template Buffer<accumulate_t<T>> pack_for_synthesis(const Geometry&, const T*);                                      \
+  template void run_analysis(const Analysis<T>&);                                                                      \
+  template void run_synthesis(const Geometry&, const T*, const accumulate_t<T>*, accumulate_t<T>, accumulate_t<T>*);   \
   template void run_correlation(const Geometry&, const accumulate_t<T>*, const T*, accumulate_t<T>, accumulate_t<T>*); \
   template void round_to<T>(const accumulate_t<T>*, const Tensor&);
 DSC_INSTANTIATE(float)
@@ -153,8 +153,7 @@ namespace {
 using Sizes = std::vector<int64_t>;
 
 void check_codes(const Geometry& g, const Tensor& model, const Tensor& codes, const char* name) {
-  check_dtype(model, codes, name);
-  STD_TORCH_CHECK(sizes(codes) == code_shape(g, model.dim()), "dsc_ops: ", name, " has the wrong shape");
+  check_shape(model, codes, code_shape(g, model.dim()), name);
 }
 
 Sizes signal_shape(int64_t batch, int64_t channels, const Sizes& size) {
@@ -180,14 +179,9 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
                                const Tensor& theta, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
                                int64_t groups, bool one_sided) {
   const Geometry g = make_geometry(sizes(y), sizes(weight), stride, padding, dilation, groups);
-  check_dtype(y, weight, "weight");
-  check_dtype(y, theta, "theta");
-  STD_TORCH_CHECK(theta.dim() == 0 || (theta.dim() == 1 && theta.size(0) == g.code_channels),
-                  "dsc_ops: theta must be 0-d or have one value per atom");
-  if (bias) {
-    check_dtype(y, *bias, "bias");
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == g.code_channels, "dsc_ops: bias must have one value per atom");
-  }
+  check_like(y, weight, "weight");
+  check_theta(y, theta, g.code_channels);
+  if (bias) check_shape(y, *bias, {g.code_channels}, "bias");
   const Tensor codes = torch::stable::new_empty(y, code_shape(g, y.dim()));
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
@@ -213,7 +207,7 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
 Tensor analysis_cpu(const Tensor& y, const Tensor& weight, const Sizes& stride, const Sizes& padding,
                     const Sizes& dilation, int64_t groups) {
   const Geometry g = make_geometry(sizes(y), sizes(weight), stride, padding, dilation, groups);
-  check_dtype(y, weight, "weight");
+  check_like(y, weight, "weight");
   const Tensor codes = torch::stable::new_empty(y, code_shape(g, y.dim()));
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
@@ -235,7 +229,7 @@ Tensor synthesis_cpu(const Tensor& x, const Tensor& weight, const Sizes& signal_
   STD_TORCH_CHECK(x.dim() == weight.dim(), "dsc_ops: codes and weight must both be 3-D or 4-D");
   const Sizes shape = signal_shape(x.size(0), weight.size(1) * groups, signal_size);
   const Geometry g = make_geometry(shape, sizes(weight), stride, padding, dilation, groups);
-  check_dtype(x, weight, "weight");
+  check_like(x, weight, "weight");
   check_codes(g, x, x, "the code");
   return visit_dtype(x, [&](auto zero) {
     using T = decltype(zero);
@@ -261,20 +255,19 @@ Tensor correlation_cpu(const Tensor& y, const Tensor& x, const Sizes& kernel_siz
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(
-    const Tensor& grad, const Tensor& codes, const Tensor& y, const Tensor& weight, const Tensor& theta,
-    const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, bool one_sided,
-    const std::vector<bool>& needs) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(const Tensor& grad, const Tensor& codes,
+                                                                            const Tensor& y, const Tensor& weight,
+                                                                            const Tensor& theta, const Sizes& stride,
+                                                                            const Sizes& padding, const Sizes& dilation,
+                                                                            int64_t groups, bool one_sided,
+                                                                            const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 4, "dsc_ops: needs must have 4 values");
   auto [grad_u, grad_theta, grad_bias] = soft_threshold_backward_cpu(grad, codes, theta, one_sided);
-  const Tensor none = torch::stable::new_empty(y, {0});
-  return {needs[0] ? synthesis_cpu(grad_u, weight, Sizes(y.sizes().begin() + 2, y.sizes().end()), stride, padding,
-                                   dilation, groups)
-                   : none,
-          needs[1] ? correlation_cpu(y, grad_u, Sizes(weight.sizes().begin() + 2, weight.sizes().end()), stride,
-                                     padding, dilation, groups)
-                   : none,
-          needs[2] ? grad_bias : none, needs[3] ? grad_theta : none};
+  const auto none = [&] { return torch::stable::new_empty(y, {0}); };
+  const auto spatial = [](const Tensor& t) { return Sizes(t.sizes().begin() + 2, t.sizes().end()); };
+  return {needs[0] ? synthesis_cpu(grad_u, weight, spatial(y), stride, padding, dilation, groups) : none(),
+          needs[1] ? correlation_cpu(y, grad_u, spatial(weight), stride, padding, dilation, groups) : none(),
+          needs[2] ? grad_bias : none(), needs[3] ? grad_theta : none()};
 }
 
 }  // namespace

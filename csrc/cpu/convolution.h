@@ -1,5 +1,5 @@
-// Convolutions over raw memory on the CPU: packs the weights as the kernels read them and spreads the tasks over threads.
-// Used by the convolution operators and by lista.
+// Convolutions over raw memory on the CPU: packs the weights as the kernels read them and spreads the tasks over
+// threads. Used by the convolution operators and by lista.
 #pragma once
 
 #include "host.h"

@@ -4,10 +4,10 @@
 //   synthesis    signal += alpha S_W(codes)
 //   correlation  dW     = corr(signal, codes)
 //
-// Analysis gathers the patches of a block of code pixels, one row a tap, and multiplies them with the weights in tiles that
-// stay in registers; all that strides, padding and dilation mean happens in the gather. Synthesis and correlation go from
-// the code: the non-zeros of a pixel are listed, and each costs one product with a patch, so both take time in proportion
-// to the non-zeros.
+// Analysis gathers the patches of a block of code pixels, one row a tap, and multiplies them with the weights in tiles
+// that stay in registers; all that strides, padding and dilation mean happens in the gather. Synthesis and correlation
+// go from the code: the non-zeros of a pixel are listed, and each costs one product with a patch, so both take time in
+// proportion to the non-zeros.
 #pragma once
 
 namespace dsc::cpu {
@@ -47,10 +47,11 @@ int64_t analysis_scratch(const Geometry& g) {
   return (g.patch() * Tile<A>::pixels_per_task + Tile<A>::atoms * Tile<A>::pixels) * sizeof(A);
 }
 
-// One row of the patch matrix: the signal under tap (kh, kw) of one channel, for code pixels [first, last) in row order.
+// One row of the patch matrix: the signal under tap (kh, kw) of one channel, for code pixels [first, last) in row
+// order.
 template <typename A>
-DSC_HOST_DEVICE void gather_tap(const Geometry& g, const A* channel, int64_t kh, int64_t kw, int64_t first, int64_t last,
-                                A* out) {
+DSC_HOST_DEVICE void gather_tap(const Geometry& g, const A* channel, int64_t kh, int64_t kw, int64_t first,
+                                int64_t last, A* out) {
   int64_t row = first / g.code_w, column = first % g.code_w;
   const int64_t shift = kw * g.dilation_w - g.padding_w;
   while (first < last) {
@@ -147,7 +148,8 @@ void analysis_tasks(const Analysis<T>& p, int64_t begin, int64_t end, char* scra
     gather_patches(g, p.signal + channel * g.signal_pixels(), first, last, patches);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const A* const weight = p.weight + (group * tiles + tile) * g.patch() * Tile::atoms;
-      const int64_t atoms = group_atoms - tile * Tile::atoms < Tile::atoms ? group_atoms - tile * Tile::atoms : Tile::atoms;
+      const int64_t atoms =
+          group_atoms - tile * Tile::atoms < Tile::atoms ? group_atoms - tile * Tile::atoms : Tile::atoms;
       for (int64_t pixel = first; pixel < last; pixel += Tile::pixels) {
         const int64_t count = last - pixel < Tile::pixels ? last - pixel : Tile::pixels;
         multiply_tile(weight, patches + (pixel - first), g.patch(), sums);
@@ -191,7 +193,8 @@ DSC_HOST_DEVICE PixelLists<A> make_lists(const Geometry& g, char* scratch, A** p
 
 // `codes` points at the first pixel, in the group's first atom. Without branches: a zero is written and written over.
 template <typename T>
-DSC_HOST_DEVICE void list_nonzeros(const Geometry& g, const T* codes, int64_t count, PixelLists<accumulate_t<T>>& lists) {
+DSC_HOST_DEVICE void list_nonzeros(const Geometry& g, const T* codes, int64_t count,
+                                   PixelLists<accumulate_t<T>>& lists) {
   using A = accumulate_t<T>;
   const int64_t width = g.group_code_channels();
   for (int64_t i = 0; i < count; ++i) lists.counts[i] = 0;
@@ -230,8 +233,8 @@ DSC_HOST_DEVICE void synthesize_patch(const A* weight, int64_t stride, const A* 
   for (; j < stride; j += lanes) add_atoms<1>(weight + j, stride, values, atoms, count, patch + j);
 }
 
-// Calls body(signal offset from the group's first channel, first tap of the row, from, to) for each row of taps of the code
-// pixel (h, w) that meets the signal; taps [from, to) of that row lie inside it.
+// Calls body(signal offset from the group's first channel, first tap of the row, from, to) for each row of taps of the
+// code pixel (h, w) that meets the signal; taps [from, to) of that row lie inside it.
 template <typename Body>
 DSC_HOST_DEVICE void for_each_tap_row(const Geometry& g, int64_t h, int64_t w, const Body& body) {
   const int64_t left = w * g.stride_w - g.padding_w, top = h * g.stride_h - g.padding_h;
@@ -273,8 +276,8 @@ void synthesis_tasks(const Synthesis<T>& p, int64_t begin, int64_t end, char* sc
         list_nonzeros(g, codes + h * g.code_w + start, count, lists);
         for (int64_t i = 0; i < count; ++i) {
           if (lists.counts[i] == 0) continue;
-          synthesize_patch(weight, stride, lists.values + i * group_atoms, lists.atoms + i * group_atoms, lists.counts[i],
-                           patch);
+          synthesize_patch(weight, stride, lists.values + i * group_atoms, lists.atoms + i * group_atoms,
+                           lists.counts[i], patch);
           for_each_tap_row(g, h, start + i, [&](int64_t offset, int64_t tap, int64_t from, int64_t to) {
             for (int64_t kw = from; kw < to; ++kw) signal[offset + kw * g.dilation_w] += p.alpha * patch[tap + kw];
           });

@@ -1,5 +1,5 @@
-// Choice of the instruction set level at run time. The kernels in simd_kernels.cpp are compiled once for each level; the
-// best one that the machine has is taken when the library loads, or the one that DSC_OPS_CPU_CAPABILITY names.
+// Choice of the instruction set level at run time. The kernels in simd_kernels.cpp are compiled once for each level;
+// the best one that the machine has is taken when the library loads, or the one that DSC_OPS_CPU_CAPABILITY names.
 #pragma once
 
 #include <string>

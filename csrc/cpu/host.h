@@ -1,23 +1,16 @@
 // What the operator files share on the host side: from torch's stable tensors to raw memory, and threads.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include "../core/tensors.h"
 #include "dispatch.h"
 
 namespace dsc::cpu {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <typename T>
 struct DType;
@@ -30,29 +23,6 @@ struct DType<double> {
   static constexpr ScalarType value = ScalarType::Double;
 };
 
-// Calls f(T()) for the element type T of a tensor.
-template <typename F>
-auto visit_dtype(const Tensor& tensor, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return f(double());
-    case ScalarType::BFloat16:
-      return f(bfloat16());
-    case ScalarType::Half:
-      return f(float16());
-    default:
-      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float,
-                      "dsc_ops: an operator takes float32, float64, bfloat16 or float16");
-      return f(float());
-  }
-}
-
-inline void check_dtype(const Tensor& model, const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == model.scalar_type(), "dsc_ops: ", name,
-                  " has another dtype than the first argument");
-  STD_TORCH_CHECK(tensor.is_cpu(), "dsc_ops: ", name, " is not on the CPU");
-}
-
 template <typename T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
@@ -62,10 +32,6 @@ T* data(const Tensor& tensor) {
 template <typename T>
 Tensor widened(const Tensor& tensor) {
   return torch::stable::contiguous(torch::stable::to(tensor, DType<accumulate_t<T>>::value));
-}
-
-inline std::vector<int64_t> sizes(const Tensor& tensor) {
-  return std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end());
 }
 
 inline Tensor contiguous_empty_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, sizes(tensor)); }

@@ -1,9 +1,9 @@
-// The CPU kernels as plain functions over raw memory, so that simd_kernels.cpp, which is compiled for several instruction
-// sets, includes no torch and no standard library template: such code, compiled for AVX-512 and merged by the linker with
-// its baseline twin, would crash a machine without AVX-512.
+// The CPU kernels as plain functions over raw memory, so that simd_kernels.cpp, which is compiled for several
+// instruction sets, includes no torch and no standard library template: such code, compiled for AVX-512 and merged by
+// the linker with its baseline twin, would crash a machine without AVX-512.
 //
-// Each kernel does tasks [begin, end) of a problem; the caller runs ranges in parallel. Results never depend on how tasks
-// are spread over threads. Signals are contiguous accumulate_t<T>, codes contiguous T.
+// Each kernel does tasks [begin, end) of a problem; the caller runs ranges in parallel. Results never depend on how
+// tasks are spread over threads. Signals are contiguous accumulate_t<T>, codes contiguous T.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,9 @@ struct Run {
   int64_t channel;     // of a run inside a plane; rows of channels start at channel 0
 };
 
-DSC_HOST_DEVICE int64_t runs_per_plane(const Layout& layout) { return (layout.inner + elementwise_run - 1) / elementwise_run; }
+DSC_HOST_DEVICE int64_t runs_per_plane(const Layout& layout) {
+  return (layout.inner + elementwise_run - 1) / elementwise_run;
+}
 
 DSC_HOST_DEVICE int64_t rows_per_run(const Layout& layout) {
   const int64_t rows = elementwise_run / (layout.channels > 0 ? layout.channels : 1);
@@ -66,8 +68,9 @@ struct SoftThreshold {
   T* codes;
 };
 
-// Sums over a task, added up by the caller in the order of the tasks: sums[(task * 2 + which) * width + channel], width being
-// `channels` for rows of channels and 1 for runs inside a plane. which: 0 the gradient of theta, 1 that of the bias.
+// Sums over a task, added up by the caller in the order of the tasks: sums[(task * 2 + which) * width + channel], width
+// being `channels` for rows of channels and 1 for runs inside a plane. which: 0 the gradient of theta, 1 that of the
+// bias.
 template <typename T>
 struct SoftThresholdBackward {
   Layout layout;
@@ -129,8 +132,9 @@ struct Combine {
   T* out;
 };
 
-// codes = epilogue(alpha A_W(signal) + bias + residual). Weights are packed [group][atom / tile_atoms][patch][tile_atoms],
-// zero beyond the last atom. One task is pixels_per_task code pixels of one image and group.
+// codes = epilogue(alpha A_W(signal) + bias + residual). Weights are packed [group][atom /
+// tile_atoms][patch][tile_atoms], zero beyond the last atom. One task is pixels_per_task code pixels of one image and
+// group.
 enum class Epilogue : int { none, soft_threshold, soft_threshold_one_sided };
 
 template <typename T>
@@ -149,7 +153,8 @@ struct Analysis {
 };
 
 // signal += alpha S_W(codes). Weights are packed [atom][patch padded to `lanes`]. The code is cut into strips along its
-// longer axis so that strips two apart touch no common signal pixel: one call does the even strips, a second the odd ones.
+// longer axis so that strips two apart touch no common signal pixel: one call does the even strips, a second the odd
+// ones.
 template <typename T>
 struct Synthesis {
   using A = accumulate_t<T>;
@@ -174,7 +179,8 @@ struct Correlation {
   A* partial;
 };
 
-// One instruction set level's kernels for element type T. Each takes a scratch of the size it asks for, aligned to 64 bytes.
+// One instruction set level's kernels for element type T. Each takes a scratch of the size it asks for, aligned to 64
+// bytes.
 template <typename T>
 struct Kernels {
   int64_t tile_atoms;

@@ -1,7 +1,7 @@
 // lista on the CPU: K steps of x <- T(z + A_W(y - S_D z)) and their gradients (math.md sections 3 and 4).
 //
-// Between the steps a residual lives in accumulate_t<T>, a code in T. The tape holds x_1 .. x_{K-1}; backward computes the
-// residuals again from it, which costs as much as the codes have non-zeros and saves a signal a step.
+// Between the steps a residual lives in accumulate_t<T>, a code in T. The tape holds x_1 .. x_{K-1}; backward computes
+// the residuals again from it, which costs as much as the codes have non-zeros and saves a signal a step.
 #include <algorithm>
 #include <cstring>
 
@@ -35,8 +35,9 @@ struct Problem {
         momentum(momentum_) {
     for (const auto& [tensor, name] :
          {std::pair{&dictionary_, "dictionary"}, std::pair{&analysis_, "analysis"}, std::pair{&theta_, "theta"}})
-      check_dtype(y, *tensor, name);
-    STD_TORCH_CHECK(iterations >= 1 && theta.size(1) == geometry.code_channels, "dsc_ops: theta must be (iterations, M)");
+      check_like(y, *tensor, name);
+    STD_TORCH_CHECK(iterations >= 1 && theta.size(1) == geometry.code_channels,
+                    "dsc_ops: theta must be (iterations, M)");
     Sizes step(sizes(analysis));
     const int64_t weights = step.empty() ? 0 : step[0];
     if (!step.empty()) step.erase(step.begin());
@@ -45,8 +46,7 @@ struct Problem {
     STD_TORCH_CHECK(momentum.empty() || static_cast<int64_t>(momentum.size()) == iterations,
                     "dsc_ops: momentum must have one value per iteration");
     if (!x0_) return;
-    check_dtype(y, *x0_, "x0");
-    STD_TORCH_CHECK(sizes(*x0_) == code_sizes, "dsc_ops: x0 has the wrong shape");
+    check_shape(y, *x0_, code_sizes, "x0");
     x0 = torch::stable::contiguous(*x0_);
   }
 
@@ -65,8 +65,8 @@ void combine(accumulate_t<T> a, const T* x, accumulate_t<T> b, const T* y, T* ou
   parallel(size, 2 * elementwise_run, [&](int64_t begin, int64_t end) { kernels<T>().combine(problem, begin, end); });
 }
 
-// z_k = x_k + momentum_k (x_k - x_{k-1}), in `buffer`; x_k itself without momentum; null for a zero code. `before` is null
-// for a zero code.
+// z_k = x_k + momentum_k (x_k - x_{k-1}), in `buffer`; x_k itself without momentum; null for a zero code. `before` is
+// null for a zero code.
 template <typename T>
 const T* extrapolate(const Problem& p, int64_t k, const T* x, const T* before, T* buffer) {
   if (!p.extrapolates(k)) return x;
@@ -174,7 +174,7 @@ Gradients backward(const Problem& p, bool one_sided, const Tensor& grad, const T
   const auto code_data = [&](int64_t k) {
     return k >= 1 ? data<const T>(code(k)) : p.x0 ? data<const T>(*p.x0) : nullptr;
   };
-  Tensor grad_x = grad;                                 // of x_{k+1}
+  Tensor grad_x = grad;                                     // of x_{k+1}
   Tensor grad_z = empty_codes<T>(p), grad_before = grad_z;  // of z_k; of x_k by way of z_{k+1}
   bool has_before = false;
   for (int64_t k = last; k >= 0; --k) {
@@ -211,7 +211,8 @@ Gradients backward(const Problem& p, bool one_sided, const Tensor& grad, const T
     grad_x = grad_z;
     if (w != 0 || has_before) {
       grad_x = empty_codes<T>(p);
-      combine<T>(1 + w, data<const T>(grad_z), 1, has_before ? data<const T>(grad_before) : nullptr, data<T>(grad_x), size);
+      combine<T>(1 + w, data<const T>(grad_z), 1, has_before ? data<const T>(grad_before) : nullptr, data<T>(grad_x),
+                 size);
     }
     has_before = w != 0;
     if (has_before) {
@@ -236,11 +237,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
     const std::vector<bool>& needs) {
   const Problem p(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups);
   STD_TORCH_CHECK(needs.size() == 5 && (!needs[4] || x0), "dsc_ops: needs must have 5 values, the last only with x0");
-  for (const auto& [tensor, name] : {std::pair{&grad, "grad"}, std::pair{&codes, "codes"}}) {
-    check_dtype(y, *tensor, name);
-    STD_TORCH_CHECK(sizes(*tensor) == p.code_sizes, "dsc_ops: ", name, " has the wrong shape");
-  }
-  check_dtype(y, tape, "the tape");
+  check_shape(y, grad, p.code_sizes, "grad");
+  check_shape(y, codes, p.code_sizes, "codes");
+  check_like(y, tape, "the tape");
   STD_TORCH_CHECK(tape.numel() == (p.iterations - 1) * p.geometry.code_size() && tape.size(0) == p.iterations - 1,
                   "dsc_ops: the tape has the wrong size");
   const Gradients out = visit_dtype(y, [&](auto zero) {

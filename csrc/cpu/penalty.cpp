@@ -1,5 +1,5 @@
-// l1_norm and its backward on the CPU. The sum does not depend on the order of the elements in memory, so any dense tensor
-// is read as it stands; partial sums are added in double, in a fixed order.
+// l1_norm and its backward on the CPU. The sum does not depend on the order of the elements in memory, so any dense
+// tensor is read as it stands; partial sums are added in double, in a fixed order.
 #include "layout.h"
 
 namespace dsc::cpu {
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> l1_norm_cpu(const Tensor& x, double alpha) {
 }
 
 Tensor l1_norm_backward_cpu(const Tensor& grad, const Tensor& x) {
-  STD_TORCH_CHECK(grad.dim() == 0 && grad.is_cpu(), "dsc_ops: the gradient of l1_norm must be a 0-d tensor on the CPU");
+  check_l1_norm_backward(grad, x);
   const Dense dense = dense_layout(x);
   const Tensor values = dense.values(x), out = dense.empty(x);
   visit_dtype(x, [&](auto zero) {

@@ -1,4 +1,5 @@
-// The l1 penalty at one instruction set level: sum |x| and the count of |x| > alpha in one pass; its gradient in another.
+// The l1 penalty at one instruction set level: sum |x| and the count of |x| > alpha in one pass; its gradient in
+// another.
 #pragma once
 
 #include "threshold_kernels.h"
@@ -27,8 +28,7 @@ template <typename T>
 void l1_norm_backward_range(const L1NormBackward<T>& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   for (int64_t i = begin; i < end; ++i) {
-    const A x = load(p.x[i]);
-    p.grad_x[i] = store<T>(x == A(0) ? A(0) : (x < A(0) ? -p.grad : p.grad));
+    p.grad_x[i] = store<T>(sign_times<A>(load(p.x[i]), p.grad));
   }
 }
 

@@ -1,5 +1,5 @@
-// Compiled once for each instruction set level: DSC_CPU_LEVEL is baseline, avx2 or avx512, and the compiler's flags are to
-// match. Everything here lives in a namespace of that name, for the reason given in kernels.h.
+// Compiled once for each instruction set level: DSC_CPU_LEVEL is baseline, avx2 or avx512, and the compiler's flags are
+// to match. Everything here lives in a namespace of that name, for the reason given in kernels.h.
 #include "kernels.h"
 
 #define DSC_CONCAT_(a, b) a##b

@@ -6,18 +6,6 @@
 namespace dsc::cpu {
 namespace {
 
-void check_same_shape(const Tensor& u, const Tensor& other, const char* name) {
-  check_dtype(u, other, name);
-  STD_TORCH_CHECK(sizes(u) == sizes(other), "dsc_ops: ", name, " has another shape than the first argument");
-}
-
-// theta 0-d, or one per channel.
-void check_theta(const Tensor& u, const Tensor& theta) {
-  check_dtype(u, theta, "theta");
-  STD_TORCH_CHECK(theta.dim() == 0 || (theta.dim() == 1 && u.dim() >= 2 && theta.size(0) == u.size(1)),
-                  "dsc_ops: theta must be 0-d or have one value per channel");
-}
-
 // Tasks that one thread should have at least, so that starting it pays.
 int64_t grain(const Layout& layout) {
   const int64_t task = layout.inner == 1 ? rows_per_run(layout) * layout.channels : layout.inner;
@@ -51,22 +39,9 @@ void store_theta(const std::vector<double>& channels, const Tensor& theta, T* ou
   store_all(std::vector<double>{sum}, out);
 }
 
-Activation parse_activation(const std::string& name) {
-  const char* names[] = {"relu", "leaky_relu", "elu", "silu", "mish", "gelu"};
-  for (int i = 0; i < 6; ++i)
-    if (name == names[i]) return static_cast<Activation>(i);
-  STD_TORCH_CHECK(false, "dsc_ops: unknown activation ", name);
-}
-
 Tensor soft_threshold_cpu(const Tensor& u, const Tensor& theta, const std::optional<Tensor>& bias,
                           const std::optional<Tensor>& residual, bool one_sided) {
-  check_theta(u, theta);
-  if (residual) check_same_shape(u, *residual, "residual");
-  if (bias) {
-    check_dtype(u, *bias, "bias");
-    STD_TORCH_CHECK(u.dim() >= 2 && bias->dim() == 1 && bias->size(0) == u.size(1),
-                    "dsc_ops: bias must have one value per channel");
-  }
+  check_soft_threshold(u, theta, bias, residual);
   const Dense dense = dense_layout(u);
   const Tensor out = dense.empty(u);
   visit_dtype(u, [&](auto zero) {
@@ -75,10 +50,14 @@ Tensor soft_threshold_cpu(const Tensor& u, const Tensor& theta, const std::optio
     const Tensor values = dense.values(u), thresholds = widened<T>(theta);
     const Tensor added = residual ? dense.values(*residual) : values;
     const Tensor shift = bias ? widened<T>(*bias) : thresholds;
-    const SoftThreshold<T> problem = {
-        dense.layout,        data<const T>(values), residual ? data<const T>(added) : nullptr,
-        bias ? data<const A>(shift) : nullptr,      data<const A>(thresholds),
-        theta.dim(),         one_sided,             data<T>(out)};
+    const SoftThreshold<T> problem = {dense.layout,
+                                      data<const T>(values),
+                                      residual ? data<const T>(added) : nullptr,
+                                      bias ? data<const A>(shift) : nullptr,
+                                      data<const A>(thresholds),
+                                      theta.dim(),
+                                      one_sided,
+                                      data<T>(out)};
     parallel(run_count(dense.layout), grain(dense.layout),
              [&](int64_t begin, int64_t end) { kernels<T>().soft_threshold(problem, begin, end); });
   });
@@ -89,8 +68,7 @@ Tensor soft_threshold_cpu(const Tensor& u, const Tensor& theta, const std::optio
 
 std::tuple<Tensor, Tensor, Tensor> soft_threshold_backward_cpu(const Tensor& grad, const Tensor& codes,
                                                                const Tensor& theta, bool) {
-  check_theta(codes, theta);
-  check_same_shape(codes, grad, "grad");
+  check_threshold_backward(grad, codes, theta);
   const Dense dense = dense_layout(codes);
   const Tensor grad_u = dense.empty(codes), grad_theta = contiguous_empty_like(theta);
   const Tensor grad_bias = torch::stable::new_empty(codes, {codes.dim() >= 2 ? codes.size(1) : 0});
@@ -113,14 +91,14 @@ std::tuple<Tensor, Tensor, Tensor> soft_threshold_backward_cpu(const Tensor& gra
 namespace {
 
 Tensor shrink_cpu(const Tensor& u, const Tensor& theta, const std::string& activation, bool one_sided) {
-  check_theta(u, theta);
+  check_theta(u, theta, channels_of(u));
   const Dense dense = dense_layout(u);
   const Tensor out = dense.empty(u);
   visit_dtype(u, [&](auto zero) {
     using T = decltype(zero);
     const Tensor values = dense.values(u), thresholds = widened<T>(theta);
-    const Shrink<T> problem = {dense.layout,  data<const T>(values),        data<const accumulate_t<T>>(thresholds),
-                               theta.dim(),   parse_activation(activation), one_sided,
+    const Shrink<T> problem = {dense.layout, data<const T>(values),        data<const accumulate_t<T>>(thresholds),
+                               theta.dim(),  parse_activation(activation), one_sided,
                                data<T>(out)};
     parallel(run_count(dense.layout), grain(dense.layout),
              [&](int64_t begin, int64_t end) { kernels<T>().shrink(problem, begin, end); });
@@ -130,8 +108,7 @@ Tensor shrink_cpu(const Tensor& u, const Tensor& theta, const std::string& activ
 
 std::tuple<Tensor, Tensor> shrink_backward_cpu(const Tensor& grad, const Tensor& u, const Tensor& theta,
                                                const std::string& activation, bool one_sided) {
-  check_theta(u, theta);
-  check_same_shape(u, grad, "grad");
+  check_threshold_backward(grad, u, theta);
   const Dense dense = dense_layout(u);
   const Tensor grad_u = dense.empty(u), grad_theta = contiguous_empty_like(theta);
   visit_dtype(u, [&](auto zero) {

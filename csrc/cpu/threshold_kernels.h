@@ -1,7 +1,7 @@
 // Thresholds, elementwise over a dense tensor in storage order, at one instruction set level.
 //
-// A run inside a plane has one threshold and one bias; rows of channels (channels_last) have one for each element of the
-// row. Backward writes the gradient of the input and adds up those of threshold and bias in the same pass: in
+// A run inside a plane has one threshold and one bias; rows of channels (channels_last) have one for each element of
+// the row. Backward writes the gradient of the input and adds up those of threshold and bias in the same pass: in
 // accumulate_t<T> over a block of 1024 elements, in double beyond.
 #pragma once
 

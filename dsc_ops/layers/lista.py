@@ -269,7 +269,9 @@ class LISTALinear(_Unrolled):
         """The signals of codes (*, d): codes @ dictionary."""
         codes = check.tensor("LISTALinear.decode", "codes", codes)
         if codes.dim() < 1 or codes.shape[-1] != self.code_features:
-            raise ValueError(f"LISTALinear.decode: codes has shape {tuple(codes.shape)}, it takes (*, {self.code_features})")
+            raise ValueError(
+                f"LISTALinear.decode: codes has shape {tuple(codes.shape)}, it takes (*, {self.code_features})"
+            )
         return codes @ self.dictionary
 
     def extra_repr(self) -> str:

@@ -27,6 +27,11 @@ class _Features:
         return _Features, ()
 
 
+def _recomputing() -> bool:
+    """Whether a backward pass runs: activation checkpointing calls layers there again, which is no new forward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 class _Forget:
     """Hook before the model's forward pass: what an earlier pass left is not of the last one."""
 
@@ -34,7 +39,8 @@ class _Forget:
         self.features = features
 
     def __call__(self, module: nn.Module, inputs) -> None:
-        self.features.outputs.clear()
+        if not _recomputing():
+            self.features.outputs.clear()
 
 
 class _Record:
@@ -45,8 +51,11 @@ class _Record:
 
     def __call__(self, module: nn.Module, inputs, output) -> None:
         if not isinstance(output, Tensor) or output.dim() < 1:
-            raise TypeError(f"SparsityPenalty: layer {self.name!r} returned {type(output).__name__}, it takes a tensor (N, *)")
-        self.features.outputs.append((self.index, output))
+            raise TypeError(
+                f"SparsityPenalty: layer {self.name!r} returned {type(output).__name__}, it takes a tensor (N, *)"
+            )
+        if not _recomputing():
+            self.features.outputs.append((self.index, output))
 
 
 class SparsityPenalty:
@@ -87,6 +96,10 @@ class SparsityPenalty:
         found = _find(model, layers)
         self.names = list(found)
         if weights is not None:
+            if not isinstance(weights, Sequence) or isinstance(weights, str):
+                raise TypeError(
+                    f"SparsityPenalty: weights must be a sequence of numbers or None, got {type(weights).__name__}"
+                )
             weights = [check.number("SparsityPenalty", "weights", w) for w in weights]
             if len(weights) != len(found):
                 layers_found = ", ".join(found)
@@ -165,6 +178,8 @@ def _find(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.Module])
         else:
             raise TypeError(f"SparsityPenalty: layers has a {type(layer).__name__}, it takes names or modules")
         if not matches:
-            raise ValueError(f"SparsityPenalty: layers has {layer!r}, which is no submodule; there are: {', '.join(modules)}")
+            raise ValueError(
+                f"SparsityPenalty: layers has {layer!r}, which is no submodule; there are: {', '.join(modules)}"
+            )
         found |= {name: module for name, module in matches.items() if name not in found}
     return found

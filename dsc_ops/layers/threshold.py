@@ -23,8 +23,8 @@ class SoftThreshold(nn.Module):
 
     Shape: u (N, M, *) to the same. state_dict: theta (M,). Source: Li, Feng, Zhou, sections 2 and 5.4.
 
-    >>> SoftThreshold(2, theta=1.0)(torch.tensor([[3.0, -0.5]]))
-    tensor([[2., -0.]], grad_fn=...)
+    >>> SoftThreshold(2, theta=1.0)(torch.tensor([[3.0, 0.5]])).detach()
+    tensor([[2., 0.]])
     """
 
     def __init__(
@@ -107,15 +107,13 @@ class _ConvSoftThreshold(nn.Module):
         if not isinstance(conv, cls.conv_type):
             raise TypeError(f"{cls.__name__}.from_conv: conv must be an nn.{cls.conv_type.__name__}, got {type(conv)}")
         if conv.padding_mode != "zeros":
-            raise ValueError(
-                f'{cls.__name__}.from_conv: conv has padding_mode {conv.padding_mode!r}, it takes "zeros"'
-            )
+            raise ValueError(f'{cls.__name__}.from_conv: conv has padding_mode {conv.padding_mode!r}, it takes "zeros"')
         layer = cls(
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
             conv.stride,
-            conv.padding,
+            0 if conv.padding == "valid" else conv.padding,
             conv.dilation,
             conv.groups,
             conv.bias is not None,

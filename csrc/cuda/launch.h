@@ -1,0 +1,73 @@
+// What an operator does around its kernels: dtype, memory format, device, stream, launch.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "../core/tensors.h"
+#include "reduction.cuh"
+
+namespace dsc::cuda {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// The dtype of sums over a tensor: accumulate_t of its element type.
+inline ScalarType accumulate_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor, MemoryFormat format) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor, format);
+}
+
+inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size, ScalarType dtype,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(size, dtype, like.layout(), like.device(), false, format);
+}
+
+inline Tensor empty_like(const Tensor& tensor, MemoryFormat format) {
+  return empty(tensor, tensor.sizes(), tensor.scalar_type(), format);
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+const T* data(const std::optional<Tensor>& tensor) {
+  return tensor ? data<T>(*tensor) : nullptr;
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Launches a kernel of block_threads threads on the current stream of the tensor's device, which has to be the current
+// one. Every kernel strides over its grid, so `blocks` is a wish; none means that there is nothing to do.
+template <typename... Parameters, typename... Arguments>
+void launch(const Tensor& on, int64_t blocks, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  if (blocks == 0) return;
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20)));
+  config.blockDim = dim3(block_threads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+// sums[i] = sum of partials[part][i] over the parts, rounded to the type of sums.
+template <typename A, typename Out>
+void sum_partials(const Tensor& partials, const Tensor& sums) {
+  const int64_t count = sums.numel(), parts = count == 0 ? 0 : partials.numel() / count;
+  launch(sums, ceil_div(count, sums_per_block(parts)), sum_partials_kernel<A, Out>, data<A>(partials), parts, count,
+         mutable_data<Out>(sums));
+}
+
+}  // namespace dsc::cuda

@@ -1,0 +1,178 @@
+"""The convolution operators on CUDA, composed of the library's convolution and the fused epilogue.
+
+CUDA kernels that fuse the convolution itself are to take their place; until then a step of `lista` is one transposed
+convolution, one convolution and one pass of `soft_threshold` with residual. The functions run on any device that has
+`soft_threshold` and its backward, so the tests run them on the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ops = torch.ops.dsc_ops
+aten = torch.ops.aten
+
+
+def analysis(y: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> Tensor:
+    return aten.convolution(y, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
+
+
+def synthesis(x: Tensor, weight: Tensor, signal_size, stride, padding, dilation, groups: int) -> Tensor:
+    sizes = zip(signal_size, x.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
+    extra = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in sizes]
+    return aten.convolution(x, weight, None, stride, padding, dilation, True, extra, groups)
+
+
+def correlation(y: Tensor, x: Tensor, kernel_size, stride, padding, dilation, groups: int) -> Tensor:
+    weight = y.new_empty([x.shape[1], y.shape[1] // groups, *kernel_size])
+    needs = [False, True, False]
+    none = [0] * len(stride)
+    return aten.convolution_backward(x, y, weight, None, stride, padding, dilation, False, none, groups, needs)[1]
+
+
+def conv_soft_threshold(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    theta: Tensor,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    one_sided: bool,
+) -> Tensor:
+    u = analysis(y, weight, stride, padding, dilation, groups).contiguous()
+    return ops.soft_threshold(u, theta, bias, None, one_sided)
+
+
+def conv_soft_threshold_backward(
+    grad: Tensor,
+    codes: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    one_sided: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    geometry = (stride, padding, dilation, groups)
+    grad_u, grad_theta, grad_bias = ops.soft_threshold_backward(grad, codes, theta, one_sided)
+    return (
+        synthesis(grad_u, weight, y.shape[2:], *geometry).contiguous() if needs[0] else y.new_empty(0),
+        correlation(y, grad_u, weight.shape[2:], *geometry).contiguous() if needs[1] else y.new_empty(0),
+        grad_bias if needs[2] else y.new_empty(0),
+        grad_theta if needs[3] else y.new_empty(0),
+    )
+
+
+def _extrapolate(x: Tensor | None, before: Tensor | None, weight: float) -> Tensor | None:
+    """z_k = x_k + weight (x_k - x_{k-1}); None is a zero code."""
+    if x is None or weight == 0:
+        return x
+    return x * (1 + weight) if before is None else torch.lerp(before, x, 1 + weight)
+
+
+def lista(
+    y: Tensor,
+    dictionary: Tensor,
+    analysis_weight: Tensor,
+    theta: Tensor,
+    x0: Tensor | None,
+    momentum: list[float],
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    one_sided: bool,
+    keep_tape: bool,
+) -> tuple[Tensor, Tensor]:
+    geometry = (stride, padding, dilation, groups)
+    iterations = theta.shape[0]
+    codes, before = x0, x0
+    tape: list[Tensor] = []
+    for k in range(iterations):
+        weight = analysis_weight[0 if analysis_weight.shape[0] == 1 else k]
+        z = _extrapolate(codes, before, momentum[k] if momentum and k else 0.0)
+        residual = y if z is None else y - synthesis(z, dictionary, y.shape[2:], *geometry)
+        u = analysis(residual, weight, *geometry).contiguous()
+        before, codes = codes, ops.soft_threshold(u, theta[k].contiguous(), None, z, one_sided)
+        if keep_tape and k + 1 < iterations:
+            tape.append(codes)
+    if not keep_tape:
+        return codes, codes.new_empty(0)
+    return codes, torch.stack(tape) if tape else codes.new_empty([0, *codes.shape])
+
+
+def lista_backward(
+    grad: Tensor,
+    codes: Tensor,
+    tape: Tensor,
+    y: Tensor,
+    dictionary: Tensor,
+    analysis_weight: Tensor,
+    theta: Tensor,
+    x0: Tensor | None,
+    momentum: list[float],
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    one_sided: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    geometry = (stride, padding, dilation, groups)
+    signal_size, kernel_size = y.shape[2:], dictionary.shape[2:]
+    sums = [
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if need else y.new_empty(0)
+        for t, need in zip((y, dictionary, analysis_weight, theta), needs, strict=False)
+    ]
+    grad_y, grad_dictionary, grad_analysis, grad_theta = sums
+    x = [x0, *tape, codes]
+    grad_x, grad_before = grad, None  # of x_{k+1}; of x_k by way of z_{k+1}
+    for k in reversed(range(theta.shape[0])):
+        from_zero = k == 0 and x0 is None
+        shared = 0 if analysis_weight.shape[0] == 1 else k
+        weight = momentum[k] if momentum and k else 0.0
+        z = _extrapolate(x[k], x[k - 1] if k else None, weight)
+        grad_u, step_theta, _ = ops.soft_threshold_backward(grad_x, x[k + 1], theta[k].contiguous(), one_sided)
+        if needs[3]:
+            grad_theta[k] = step_theta
+        if needs[2]:
+            residual = y if z is None else y - synthesis(z, dictionary, signal_size, *geometry)
+            grad_analysis[shared] += correlation(residual, grad_u, kernel_size, *geometry)
+        if from_zero and not needs[0]:
+            break
+        grad_residual = synthesis(grad_u, analysis_weight[shared], signal_size, *geometry)
+        if needs[0]:
+            grad_y += grad_residual
+        if from_zero:
+            break
+        if needs[1]:
+            grad_dictionary -= correlation(grad_residual, z, kernel_size, *geometry)
+        if k == 0 and not needs[4]:
+            break
+        grad_z = grad_u - analysis(grad_residual, dictionary, *geometry)
+        grad_x = grad_z * (1 + weight)
+        if grad_before is not None:
+            grad_x = grad_x + grad_before
+        grad_before = grad_z * -weight if weight else None
+    return grad_y, grad_dictionary, grad_analysis, grad_theta, grad_x.contiguous() if needs[4] else y.new_empty(0)
+
+
+def register(library: torch.library.Library) -> None:
+    """Make these the operators' CUDA implementations."""
+    composed = (
+        analysis,
+        synthesis,
+        correlation,
+        conv_soft_threshold,
+        conv_soft_threshold_backward,
+        lista,
+        lista_backward,
+    )
+    for function in composed:
+        library.impl(function.__name__, function, "CUDA")

@@ -1,0 +1,226 @@
+"""Build of the two shared objects; everything else about the package stands in pyproject.toml.
+
+    dsc_ops._C      operator schemas, CPU kernels, pybind11 module; links no CUDA library, so any torch imports it
+    dsc_ops._cuda   CUDA kernels; dsc_ops/_library.py loads it where the running torch has CUDA
+
+Environment: DSC_OPS_CUDA (0 without, 1 with, unset: with CUDA kernels when they can be built), TORCH_CUDA_ARCH_LIST,
+CXX, MAX_JOBS, and CUDA_HOME where the nvidia packages are not installed.
+
+torch.utils.cpp_extension is not used: it guesses CUDA_HOME from an nvcc on PATH, asks a GPU for its architecture and
+compiles file after file where flags differ. The stable ABI needs only torch's headers and libraries, so one ninja file
+does it all.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+COMMON_FLAGS = ["-std=c++20", "-O3", "-Icsrc", "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # stable ABI of torch 2.10
+CXX_FLAGS = ["-g0", "-fvisibility=hidden"]
+NVCC_FLAGS = ["--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
+
+# simd_kernels.cpp is compiled once for each level. The slowest comes first, also in the link: of an inline function
+# that several objects hold the linker keeps the first copy, which then every machine can run.
+LEVELS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *LEVELS["avx2"]]
+    LEVELS["avx512"] += ["-mprefer-vector-width=512"]
+
+
+def decide_cuda(setting: str | None, obstacle: Callable[[], str]) -> bool:
+    """Whether to build the CUDA kernels; obstacle() is what stands against it, empty when nothing does."""
+    if setting not in (None, "", "0", "1"):
+        sys.exit(
+            f"dsc_ops: DSC_OPS_CUDA is {setting!r}; it takes 0 (without CUDA kernels), 1 (with CUDA kernels) "
+            "or nothing (with CUDA kernels if they can be built)"
+        )
+    if setting == "0":
+        return False
+    reason = obstacle()
+    if reason and setting == "1":
+        sys.exit(f"dsc_ops: DSC_OPS_CUDA=1 asks for CUDA kernels, but {reason}")
+    if reason:
+        print(f"dsc_ops: building without CUDA kernels: {reason}", file=sys.stderr)
+    return not reason
+
+
+def architecture_flags(architectures: str) -> list[str]:
+    """nvcc's flags for a list as TORCH_CUDA_ARCH_LIST has it, "8.0;9.0+PTX"."""
+    flags = []
+    for name in re.split(r"[;\s]+", architectures.strip("; \t")):
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if not match:
+            sys.exit(
+                f"dsc_ops: TORCH_CUDA_ARCH_LIST has {name!r}; it takes compute capabilities, as in {ARCHITECTURES}"
+            )
+        number = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def compile_error(command: list[str], suffix: str, program: str) -> str:
+    """Why `command` cannot compile the program: the first error that it prints, empty when it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe" + suffix)
+        source.write_text(program)
+        try:
+            run = subprocess.run([*command, source, "-o", source.with_suffix(".o")], capture_output=True, text=True)
+        except OSError as error:
+            return str(error)
+    lines = (run.stderr + run.stdout).strip().splitlines() or [f"exit status {run.returncode}"]
+    return "" if run.returncode == 0 else next((line for line in lines if "error" in line.lower()), lines[-1]).strip()
+
+
+def ninja_file(folder: Path, edges: list[tuple[Path, Path, list[str]]]) -> str:
+    """A ninja file that makes each (object, source, command)."""
+    path = lambda name: re.sub(r"([ :$])", r"$\1", str(name))  # noqa: E731
+    lines = [f"builddir = {path(folder)}", "rule compile", "  command = $compiler -MMD -MF $out.d -c $in -o $out"]
+    lines += ["  depfile = $out.d", "  deps = gcc", "  description = compile $in -> $out"]
+    for made, source, command in edges:
+        lines += [
+            f"build {path(made)}: compile {path(source)}",
+            f"  compiler = {shlex.join(command).replace('$', '$$')}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+class Cuda:
+    """The CUDA compiler and what it links to, for the CUDA version of the torch that is built against."""
+
+    def __init__(self, torch, cxx: str):
+        self.torch = torch
+        self.cxx = next(word for word in shlex.split(cxx) if Path(word).name not in ("ccache", "sccache"))
+        self.version = torch.version.cuda or ""
+        self.major = self.version.split(".")[0]
+        self.architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+        self.home = self.find_home()
+        self.libraries = ["torch_cpu", "torch_cuda", f":libcudart.so.{self.major}"]  # the packages have no libcudart.so
+        self.library_dirs = [f"{folder_of(torch)}/lib", f"{self.home}/lib", f"{self.home}/lib64"]
+
+    def find_home(self) -> str:
+        """The folder of the nvidia packages, else CUDA_HOME; an nvcc on PATH may be of any version."""
+        nvidia = importlib.util.find_spec("nvidia")
+        homes = [f"{folder}/cu{self.major}" for folder in nvidia.submodule_search_locations] if nvidia else []
+        homes.append(os.environ.get("CUDA_HOME", ""))
+        return next((home for home in homes if home and Path(home, "bin", "nvcc").exists()), "")
+
+    def command(self) -> list[str]:
+        nvcc = [f"{self.home}/bin/nvcc", "-ccbin", shutil.which(self.cxx) or self.cxx, *COMMON_FLAGS, *NVCC_FLAGS]
+        return nvcc + architecture_flags(self.architectures)
+
+    def obstacle(self) -> str:
+        if sys.platform != "linux":
+            return "they are built on Linux only"
+        if not self.version:
+            return f"torch {self.torch.__version__} of the build environment is a build without CUDA"
+        if not self.home:
+            return "nvcc was not found: the package nvidia-cuda-nvcc is not installed and CUDA_HOME leads to none"
+        link = ["-shared", "-cudart=none"]
+        link += [f"-L{name}" for name in self.library_dirs] + [f"-l{name}" for name in self.libraries]
+        program = f'static_assert(CUDART_VERSION / 1000 == {self.major}, "nvcc is not of the CUDA version of torch");\n'
+        problem = compile_error([*self.command(), *link], ".cu", program + "__global__ void probe() {}\n")
+        return f"nvcc cannot build a small program here: {problem}" if problem else ""
+
+
+def folder_of(module) -> Path:
+    return Path(module.__file__).parent
+
+
+class Build(build_ext):
+    def run(self):
+        if sys.platform == "win32":
+            sys.exit("dsc_ops: builds on Linux and macOS; on Windows use the Windows Subsystem for Linux")
+        # Python remembers the compiler that it was built with, which need not exist here.
+        present = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
+        os.environ.setdefault("CXX", present[0] if present else "c++")
+        super().run()
+
+    def build_extensions(self):
+        missing = [name for name in ("torch", "pybind11", "ninja") if not importlib.util.find_spec(name)]
+        if missing:
+            sys.exit(
+                f"dsc_ops: building needs {', '.join(missing)}: leave pip's build isolation on, or install it first"
+            )
+        import torch  # late, because metadata and sdist need none
+
+        if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):
+            sys.exit(f"dsc_ops: building needs torch 2.10 or newer, this environment has {torch.__version__}")
+        python = sorted({f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")})
+        cxx = [*self.compiler.compiler_so_cxx, *COMMON_FLAGS, *CXX_FLAGS, *python]
+        problem = compile_error([*cxx, "-c"], ".cpp", "#include <Python.h>\n#include <concepts>\n")
+        if problem:
+            sys.exit(f"dsc_ops: needs a C++20 compiler (GCC 10 or Clang 12, or newer) and Python's headers: {problem}")
+        cuda = Cuda(torch, os.environ["CXX"])
+        with_cuda = decide_cuda(os.environ.get("DSC_OPS_CUDA"), cuda.obstacle)
+        self.compile(torch, cxx, cuda if with_cuda else None)
+        super().build_extensions()  # the link
+
+    def compile(self, torch, cxx: list[str], cuda: Cuda | None) -> None:
+        """All objects of both extensions in one ninja run."""
+        import pybind11
+
+        site = folder_of(torch).parent
+        includes = [f"-I{site}/torch/include", f"-I{pybind11.get_include()}", f"-DDSC_CPU_LEVELS={len(LEVELS)}"]
+        cxx = [*cxx, *includes, f"-ffile-prefix-map={site}/="]  # no path of this machine in the objects
+        compiler = subprocess.check_output([*shlex.split(os.environ["CXX"]), "--version"], text=True)
+        facts = {
+            "VERSION": self.distribution.get_version(),
+            "TORCH_VERSION": torch.__version__,
+            "CUDA_VERSION": cuda.version if cuda else "",
+            "CUDA_ARCHITECTURES": cuda.architectures if cuda else "",
+            "COMPILER": compiler.splitlines()[0],
+        }
+        facts = [f'-DDSC_OPS_{name}="{value}"' for name, value in facts.items()]  # ops.cpp alone tells them
+
+        folder = Path(self.build_temp, "objects")
+        edges = []
+
+        def add(source: Path, command: list[str], name: str) -> str:
+            edges.append((folder / name, source, command))
+            return str(folder / name)
+
+        # ninja starts in this order: what takes longest comes first
+        library, kernels = self.extensions
+        if cuda:
+            nvcc = [*cuda.command(), *includes, f"-Xcompiler=-ffile-prefix-map={site}/="]
+            files = sorted(Path("csrc/cuda").glob("*.cu"))
+            kernels.depends = kernels.extra_objects = [add(file, nvcc, f"cuda/{file.stem}.o") for file in files]
+            kernels.libraries, kernels.library_dirs = cuda.libraries, cuda.library_dirs
+        else:
+            self.extensions = [library]
+            Path(self.get_ext_fullpath(kernels.name)).unlink(missing_ok=True)  # of an earlier build in this folder
+        simd = Path("csrc/cpu/simd_kernels.cpp")
+        levels = [add(simd, [*cxx, *LEVELS[level], f"-DDSC_CPU_LEVEL={level}"], f"cpu/{level}.o") for level in LEVELS]
+        plain = [add(Path("csrc/ops.cpp"), [*cxx, *facts], "ops.o")]
+        plain += [add(file, cxx, f"cpu/{file.stem}.o") for file in sorted(simd.parent.glob("*.cpp")) if file != simd]
+        library.depends = library.extra_objects = plain + levels  # in this order, see LEVELS
+        library.libraries, library.library_dirs = ["torch_cpu"], [f"{site}/torch/lib"]
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(folder, edges))
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([sys.executable, "-m", "ninja", "-f", folder / "build.ninja", *jobs]).returncode:
+            sys.exit("dsc_ops: the build stopped at the first error above")
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension(f"dsc_ops.{name}", [], language="c++") for name in ("_C", "_cuda")],
+        cmdclass={"build_ext": Build},
+    )

@@ -1,0 +1,98 @@
+// The CUDA kernels for float32 behind a plain C interface: what check.py loads, built with
+// -fsanitize=address,undefined.
+//
+// Arrays are copied to heap blocks of exactly their size, which stand for device memory: the sanitizer sees the first
+// byte beyond. Every function returns the executor's complaint, or an empty string.
+#include <vector>
+
+#include "cuda/penalty_kernels.cuh"
+#include "cuda/threshold_kernels.cuh"
+
+namespace {
+
+using namespace dsc::cuda;
+
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray(T* host, int64_t size) : host_(host), memory_(host, host + size) {}
+  DeviceArray(const DeviceArray&) = delete;
+  ~DeviceArray() { std::copy(memory_.begin(), memory_.end(), host_); }
+  T* data() { return memory_.data(); }
+
+ private:
+  T* host_;
+  std::vector<T> memory_;
+};
+
+// One launch of several: after a complaint no more of them run.
+template <typename Kernel, typename... Arguments>
+void launch(int64_t blocks, Kernel kernel, Arguments... arguments) {
+  if (blocks == 0 || !cuda_sim::executor.error.empty()) return;
+  cuda_sim::executor.launch(dim3(blocks), dim3(block_threads), [&] { kernel(arguments...); });
+}
+
+template <typename T>
+void sum_partials(const std::vector<T>& partials, DeviceArray<T>& sums, int64_t count) {
+  const int64_t parts = count == 0 ? 0 : partials.size() / count;
+  launch(ceil_div(count, sums_per_block(parts)), sum_partials_kernel<T, T>, partials.data(), parts, count, sums.data());
+}
+
+const char* complaint() {
+  static std::string error;
+  error = std::exchange(cuda_sim::executor.error, {});
+  return error.c_str();
+}
+
+}  // namespace
+
+extern "C" {
+
+void seed(uint64_t value) { cuda_sim::executor.random.seed(value); }
+
+const char* threshold(int64_t outer, int64_t channels, int64_t inner, int64_t part, int64_t blocks, float* u,
+                      float* theta, int64_t theta_size, float* bias, float* residual, float* out) {
+  const ChannelPlan plan = channel_plan(outer, channels, inner, part);
+  const int64_t size = outer * channels * inner;
+  DeviceArray<float> device_u(u, size), device_theta(theta, theta_size), device_bias(bias, channels);
+  DeviceArray<float> device_residual(residual, size), device_out(out, size);
+  launch(std::min(blocks, plan.tasks()), threshold_kernel<float, SoftRule>, SoftRule{false}, plan,
+         ThresholdForward<float>{device_u.data(), device_theta.data(), theta_size > 1, device_bias.data(),
+                                 device_residual.data(), device_out.data()});
+  return complaint();
+}
+
+const char* threshold_backward(int64_t outer, int64_t channels, int64_t inner, int64_t part, int64_t blocks,
+                               float* grad, float* codes, float* theta, int64_t theta_size, float* grad_u,
+                               float* grad_theta, float* grad_bias) {
+  const ChannelPlan plan = channel_plan(outer, channels, inner, part);
+  const int64_t size = outer * channels * inner, partials = channels * plan.splits;
+  DeviceArray<float> device_grad(grad, size), device_codes(codes, size), device_theta(theta, theta_size);
+  DeviceArray<float> device_grad_u(grad_u, size), device_grad_theta(grad_theta, theta_size);
+  DeviceArray<float> device_grad_bias(grad_bias, channels);
+  std::vector<float> theta_partials(partials), bias_partials(partials);
+  launch(std::min(blocks, plan.tasks()), threshold_backward_kernel<float, SoftRule>, SoftRule{false}, plan,
+         ThresholdBackward<float>{device_grad.data(), device_codes.data(), device_theta.data(), theta_size > 1,
+                                  device_grad_u.data(), theta_partials.data(), bias_partials.data()});
+  sum_partials(theta_partials, device_grad_theta, theta_size);
+  sum_partials(bias_partials, device_grad_bias, channels);
+  return complaint();
+}
+
+const char* l1_norm(int64_t size, int64_t blocks, float* x, double alpha, float* norm, int64_t* count) {
+  DeviceArray<float> device_x(x, size), device_norm(norm, 1);
+  DeviceArray<int64_t> device_count(count, 1);
+  std::vector<float> norms(blocks);
+  std::vector<int64_t> counts(blocks);
+  launch(blocks, l1_norm_kernel<float>, device_x.data(), size, alpha, norms.data(), counts.data());
+  sum_partials(norms, device_norm, 1);
+  sum_partials(counts, device_count, 1);
+  return complaint();
+}
+
+const char* l1_norm_backward(int64_t size, int64_t blocks, float* grad, float* x, float* grad_x) {
+  DeviceArray<float> device_grad(grad, 1), device_x(x, size), device_grad_x(grad_x, size);
+  launch(blocks, l1_norm_backward_kernel<float>, device_grad.data(), device_x.data(), size, device_grad_x.data());
+  return complaint();
+}
+}
