@@ -1,8 +1,10 @@
 """Fused sparse coding layers for PyTorch: LISTA-CP, convolutional soft thresholding, the l1 feature penalty."""
 
-# First the operators, then what PyTorch has to know of them, then what is built on both.
-from dsc_ops import _library
-from dsc_ops import _autograd  # isort: skip
+# isort: off
+from dsc_ops import _library  # loads the operators: nothing may name them before
+from dsc_ops import _autograd  # noqa: F401  tells PyTorch their gradients
+
+# isort: on
 from dsc_ops import functional, layers, reference
 from dsc_ops.layers import (
     ConvSoftThreshold,

@@ -127,7 +127,7 @@ def _l1_norm_backward(ctx, grad, _):
 
 torch.library.register_autograd("dsc_ops::l1_norm", _l1_norm_backward, setup_context=_l1_norm_setup)
 
-# --- analysis, synthesis, correlation: <A_W y, x> = <y, S_W x> = <W, corr(y, x)> ------------------------------------------
+# --- analysis, synthesis, correlation: <A_W y, x> = <y, S_W x> = <W, corr(y, x)> --------------------------------------
 
 
 @torch.library.register_fake("dsc_ops::analysis")

@@ -1,4 +1,4 @@
-"""Argument checks of the public functions: every message names the function, the argument, what it got, what it takes."""
+"""Argument checks of the public functions; a message names the function, the argument, what it got, what it takes."""
 
 from __future__ import annotations
 

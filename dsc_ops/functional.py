@@ -1,16 +1,16 @@
 """Fused sparse coding operators with gradients.
 
-Conventions (all functions): a signal y is (N, C, *size), a code x is (N, M, *code_size), with one or two spatial axes; a
-dictionary or an analysis weight is (M, C/groups, *kernel), the shape of a :class:`torch.nn.Conv2d` weight from signal to
-code. ``stride``, ``padding`` (also ``"same"``, for odd kernels and stride 1), ``dilation`` and ``groups`` mean what they
-mean in :func:`torch.nn.functional.conv2d`. A threshold ``theta`` is a number, a 0-d tensor or one value per atom, (M,); it is
-taken in the dtype of the codes, and theta >= 0 is meant: a negative one is computed by the same formula, which is then no
-longer a proximal operator.
+Conventions (all functions): a signal y is (N, C, *size), a code x is (N, M, *code_size), with one or two spatial axes;
+a dictionary or an analysis weight is (M, C/groups, *kernel), the shape of a :class:`torch.nn.Conv2d` weight from signal
+to code. ``stride``, ``padding`` (also ``"same"``, for odd kernels and stride 1), ``dilation`` and ``groups`` mean what
+they mean in :func:`torch.nn.functional.conv2d`. A threshold ``theta`` is a number, a 0-d tensor or one value per atom,
+(M,); it is taken in the dtype of the codes, and theta >= 0 is meant: a negative one is computed by the same formula,
+which is then no longer a proximal operator.
 
-Any strides and memory formats, float32, float64, bfloat16 and float16 (computed in float32), empty batches. Every tensor
-argument has a gradient; a second derivative exists for ``analysis``, ``synthesis``, ``l1_penalty`` and ``lipschitz`` and
-is refused by name elsewhere. Wrong arguments raise ``TypeError`` (type, dtype) or ``ValueError`` (anything else), naming the
-argument, what it got and what it takes.
+Any strides and memory formats, float32, float64, bfloat16 and float16 (computed in float32), empty batches. Every
+tensor argument has a gradient; a second derivative exists for ``analysis``, ``synthesis``, ``l1_penalty`` and
+``lipschitz`` and is refused by name elsewhere. Wrong arguments raise ``TypeError`` (type, dtype) or ``ValueError``
+(anything else), naming the argument, what it got and what it takes.
 
 :mod:`dsc_ops.reference` has the same functions in plain PyTorch.
 """
@@ -126,7 +126,7 @@ def analysis(
         weight: (M, C/groups, *kernel).
 
     Returns:
-        (N, M, *code_size). Equivalent to ``torch.nn.functional.conv2d(y, weight, None, stride, padding, dilation, groups)``.
+        (N, M, *code_size). Equivalent to ``F.conv2d(y, weight, None, stride, padding, dilation, groups)``.
 
     >>> analysis(torch.ones(1, 1, 3), torch.ones(1, 1, 3), padding=1)
     tensor([[[2., 3., 2.]]])
@@ -149,7 +149,7 @@ def synthesis(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Synthesis S_W(x), code to signal: the sum of the atoms weighted by the code; the exact adjoint of :func:`analysis`.
+    """Synthesis S_W(x), code to signal: the sum of the atoms weighted by the code, the adjoint of :func:`analysis`.
 
     Args:
         x: code (N, M, *code_size).
@@ -157,8 +157,8 @@ def synthesis(
         signal_size: spatial size of the signal, as analysis would have to be given it to return x's size.
 
     Returns:
-        (N, C, *signal_size). Equivalent to ``torch.nn.functional.conv_transpose2d`` with the output_padding that leads to
-        signal_size. Costs as much as x has non-zeros.
+        (N, C, *signal_size). Equivalent to ``torch.nn.functional.conv_transpose2d`` with the output_padding that leads
+        to signal_size. Costs as much as x has non-zeros.
 
     >>> synthesis(torch.tensor([[[0.0, 2.0, 0.0]]]), torch.tensor([[[1.0, 3.0, 1.0]]]), 3, padding=1)
     tensor([[[2., 6., 2.]]])
@@ -271,8 +271,8 @@ def lista(
         theta: number, 0-d, (M,), or one for each iteration, (K, 1) or (K, M).
         iterations: K; needed only when neither analysis nor theta tells it.
         x0: first code, (N, M, *code_size); None is zero, and saves the first synthesis.
-        momentum: None (z = x), "fista" (the weights of Beck and Teboulle), or K numbers, momentum[k] for iteration k counted
-            from 0; x_{-1} is x_0, so momentum[0] has no effect.
+        momentum: None (z = x), "fista" (the weights of Beck and Teboulle), or K numbers, momentum[k] for iteration k
+            counted from 0; x_{-1} is x_0, so momentum[0] has no effect.
 
     Returns:
         x_K, (N, M, *code_size). Equivalent to K times :func:`lista_step`. Source: Chen, Liu, Wang, Yin (NeurIPS 2018).
@@ -459,15 +459,15 @@ def lipschitz(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Largest eigenvalue of A_D S_D on signals of one size: the Lipschitz constant of the gradient of 1/2 ||y - S_D x||^2.
+    """Largest eigenvalue of A_D S_D on signals of one size: the constant L of the gradient of 1/2 ||y - S_D x||^2.
 
     Args:
         dictionary: D, (M, C/groups, *kernel).
         signal_size: spatial size of the signal.
 
     Returns:
-        0-d tensor, differentiable. The eigenvector comes from power iteration in its Krylov space (Lanczos, 40 steps with
-        reorthogonalisation, a fixed start), the value and its gradient from the Rayleigh quotient there.
+        0-d tensor, differentiable. The eigenvector comes from power iteration in its Krylov space (Lanczos, 40 steps
+        with reorthogonalisation, a fixed start), the value and its gradient from the Rayleigh quotient there.
 
     >>> lipschitz(torch.full((1, 1, 1), 3.0), 1)
     tensor(9.)

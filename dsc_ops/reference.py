@@ -1,5 +1,5 @@
-"""Every function of :mod:`dsc_ops.functional` in plain PyTorch: the definition, the oracle of the tests, the baseline of
-the benchmarks.
+"""Every function of :mod:`dsc_ops.functional` in plain PyTorch: the definition, the oracle of the tests, the baseline
+of the benchmarks.
 
 Names and arguments are those of :mod:`dsc_ops.functional`, where they are documented; arguments are not checked here.
 Formulas: Li, Feng, Zhou (arXiv 2408.05540); Chen, Liu, Wang, Yin (NeurIPS 2018) for LISTA-CP; Beck, Teboulle (2009) for

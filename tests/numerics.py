@@ -99,8 +99,8 @@ class Convolution:
         return "-".join(str(v).replace(" ", "") for v in vars(self).values())
 
 
-# Each geometry argument on its own and together, in one and two dimensions; sizes that divide nothing; kernels larger than
-# the signal; one pixel; depthwise; more atoms and channels than a tile; rows longer than a block of pixels.
+# Each geometry argument on its own and together, in one and two dimensions; sizes that divide nothing; kernels larger
+# than the signal; one pixel; depthwise; more atoms and channels than a tile; rows longer than a block of pixels.
 CONVOLUTIONS = [
     Convolution(2, 1, 7, (9, 11), (3, 3)),
     Convolution(1, 3, 64, (12, 17), (7, 7), padding="same"),

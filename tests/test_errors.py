@@ -97,7 +97,9 @@ def tensor_cases() -> list[Case]:
                 cases.append(wrong(name, TypeError, message, **{argument: value.double()}))
                 message = f"{argument} is on meta, {model} on cpu"
                 cases.append(wrong(name, ValueError, message, **{argument: value.to("meta")}))
-    cases.append(wrong("soft_threshold", ValueError, "theta is on meta, the codes on cpu", theta=torch.ones(3).to("meta")))
+    cases.append(
+        wrong("soft_threshold", ValueError, "theta is on meta, the codes on cpu", theta=torch.ones(3).to("meta"))
+    )
     one_each = torch.ones(2, 3)
     cases.append(wrong("lista", ValueError, "theta is on meta, y on cpu", theta=one_each.to("meta")))
     cases.append(wrong("lista", TypeError, "theta has dtype torch.int64", theta=one_each.long()))
@@ -131,7 +133,12 @@ def geometry_cases() -> list[Case]:
             wrong(name, ValueError, "groups is 0, it takes an integer of at least 1", groups=0),
             wrong(name, TypeError, "groups must be an integer, got float", groups=1.0),
             wrong(name, ValueError, f"groups is 2, it has to divide the 3 atoms of {weight}", groups=2),
-            wrong(name, ValueError, "padding is 'valid', it takes \"same\", an integer or one for each axis", padding="valid"),
+            wrong(
+                name,
+                ValueError,
+                "padding is 'valid', it takes \"same\", an integer or one for each axis",
+                padding="valid",
+            ),
             wrong(name, ValueError, 'padding="same" takes stride 1, got stride (2,)', padding="same", stride=2),
             wrong(
                 name,
@@ -164,7 +171,9 @@ def shape_cases() -> list[Case]:
         cases += [
             wrong(name, ValueError, "y has shape (2, 8), it takes (N, C, length)", y=torch.zeros(2, 8)),
             wrong(name, ValueError, "y has shape (2, 1, 8, 8), it takes (N, C, length)", y=torch.zeros(2, 1, 8, 8)),
-            wrong(name, ValueError, "y has shape (), it takes (N, C, height, width)", y=torch.tensor(1.0), **{weight: W2}),
+            wrong(
+                name, ValueError, "y has shape (), it takes (N, C, height, width)", y=torch.tensor(1.0), **{weight: W2}
+            ),
             wrong(name, ValueError, f"{weight} has 1 signal channels, y has 4", y=torch.zeros(2, 4, 8)),
             wrong(
                 name,
@@ -178,7 +187,9 @@ def shape_cases() -> list[Case]:
                 f"kernel (3,) with dilation (1,) {fit} (2,) with padding (0,)",
                 y=torch.zeros(2, 1, 2),
             ),
-            wrong(name, ValueError, f"kernel (3,) with dilation (6,) {fit} (8,) with padding (2,)", dilation=6, padding=2),
+            wrong(
+                name, ValueError, f"kernel (3,) with dilation (6,) {fit} (8,) with padding (2,)", dilation=6, padding=2
+            ),
             wrong(name, ValueError, f"kernel (3,) with dilation (1,) {fit} (0,)", y=torch.zeros(2, 1, 0), padding=5),
         ]
     for name in ("synthesis", "lipschitz"):
@@ -196,7 +207,9 @@ def shape_cases() -> list[Case]:
     ):  # fmt: skip
         for shape in ((2, 3, 5), (2, 4, 6), (2, 3), ()):
             # Synthesis takes any batch.
-            message = f"{argument} has shape {shape}, it takes ({shape[0] if name == 'synthesis' and shape else 2}, 3, 6)"
+            message = (
+                f"{argument} has shape {shape}, it takes ({shape[0] if name == 'synthesis' and shape else 2}, 3, 6)"
+            )
             if name == "synthesis" and not shape:
                 message = "x has shape (), it takes (0, 3, 6)"
             cases.append(wrong(name, ValueError, message, **{argument: torch.zeros(shape)}))
@@ -275,14 +288,16 @@ def iteration_cases() -> list[Case]:
             theta=torch.ones(3, 1),
             iterations=None,
         ),
-        lista(ValueError, "the number of iterations is not clear: theta says 3, iterations says 2", theta=torch.ones(3, 3)),
+        lista(
+            ValueError, "the number of iterations is not clear: theta says 3, iterations says 2", theta=torch.ones(3, 3)
+        ),
         lista(
             ValueError,
             "the number of iterations is 0, it takes at least 1",
             analysis=torch.ones(0, 3, 1, 3),
             iterations=None,
         ),
-        lista(ValueError, 'momentum is \'nesterov\', it takes None, "fista" or 2 numbers', momentum="nesterov"),
+        lista(ValueError, "momentum is 'nesterov', it takes None, \"fista\" or 2 numbers", momentum="nesterov"),
         lista(TypeError, 'momentum is a float, it takes None, "fista" or 2 numbers', momentum=0.9),
         lista(TypeError, 'momentum is a Tensor, it takes None, "fista" or 2 numbers', momentum=torch.ones(2)),
         lista(ValueError, "momentum has 3 numbers, it takes 2, one an iteration", momentum=[0, 0.1, 0.2]),
@@ -294,7 +309,10 @@ def iteration_cases() -> list[Case]:
         ),
         lista(ValueError, "analysis has shape (2, 3, 1, 4), it takes (3, 1, 3)", analysis=torch.ones(2, 3, 1, 4)),
         wrong(
-            "lista_step", ValueError, "analysis has shape (1, 3, 1, 3), it takes (3, 1, 3)", analysis=torch.ones(1, 3, 1, 3)
+            "lista_step",
+            ValueError,
+            "analysis has shape (1, 3, 1, 3), it takes (3, 1, 3)",
+            analysis=torch.ones(1, 3, 1, 3),
         ),
     ]
     for name in ("lista", "ista"):
@@ -333,9 +351,15 @@ def layer_cases() -> list[Case]:
             layer(ValueError, f"{name}: kernel_size is 0, it takes an integer of at least 1", make, 4, 4, 0, *tail),
             layer(ValueError, f"{name}: kernel_size has 3 values, it takes one or ", make, 4, 4, (3, 3, 3), *tail),
             layer(ValueError, f"{name}: groups is 3, it has to divide in_channels = 4", make, 4, 6, 3, *tail, groups=3),
-            layer(ValueError, f"{name}: groups is 3, it has to divide code_channels = 4", make, 6, 4, 3, *tail, groups=3),
-            layer(ValueError, f"{name}: groups is 0, it takes an integer of at least 1", make, 4, 4, 3, *tail, groups=0),
-            layer(ValueError, f"{name}: stride is 0, it takes an integer of at least 1", make, 4, 4, 3, *tail, stride=0),
+            layer(
+                ValueError, f"{name}: groups is 3, it has to divide code_channels = 4", make, 6, 4, 3, *tail, groups=3
+            ),
+            layer(
+                ValueError, f"{name}: groups is 0, it takes an integer of at least 1", make, 4, 4, 3, *tail, groups=0
+            ),
+            layer(
+                ValueError, f"{name}: stride is 0, it takes an integer of at least 1", make, 4, 4, 3, *tail, stride=0
+            ),
             layer(ValueError, f"{name}: padding is 'reflect', it takes", make, 4, 4, 3, *tail, padding="reflect"),
             layer(
                 ValueError,
@@ -359,9 +383,13 @@ def layer_cases() -> list[Case]:
             LISTAConv.from_dictionary,
             d(3, 1, 3),
         ),
-        layer(ValueError, "LISTAConv1d.from_dictionary: dictionary has shape (3, 3)", LISTAConv1d.from_dictionary, d(3, 3)),
+        layer(
+            ValueError, "LISTAConv1d.from_dictionary: dictionary has shape (3, 3)", LISTAConv1d.from_dictionary, d(3, 3)
+        ),
         layer(TypeError, "LISTAConv1d.from_dictionary: dictionary must be a torch", LISTAConv1d.from_dictionary, [1.0]),
-        layer(TypeError, "LISTAConv.decode: codes must be a torch.Tensor, got NoneType", LISTAConv(1, 4, 3).decode, None),
+        layer(
+            TypeError, "LISTAConv.decode: codes must be a torch.Tensor, got NoneType", LISTAConv(1, 4, 3).decode, None
+        ),
         layer(
             ValueError,
             "LISTAConv.decode: codes has shape (4, 5, 5), it takes (N, 4, *code_size) with 2 spatial dimensions",
@@ -407,7 +435,7 @@ def layer_cases() -> list[Case]:
         ),
         layer(
             ValueError,
-            'ConvSoftThreshold.from_conv: conv has padding_mode \'reflect\', it takes "zeros"',
+            "ConvSoftThreshold.from_conv: conv has padding_mode 'reflect', it takes \"zeros\"",
             ConvSoftThreshold.from_conv,
             nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"),
         ),

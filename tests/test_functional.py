@@ -1,4 +1,4 @@
-"""The functions against their plain PyTorch twins: results and gradients, for every dtype, layout, geometry and density."""
+"""The functions against their plain PyTorch twins: results and gradients for every dtype, layout and geometry."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_convolutions_match_reference(case, dtype, capability):
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 def test_lista_matches_reference(case, capability):
-    """float64, where a difference is a defect: in half precision the codes of two correct runs differ in their support."""
+    """In float64, where a difference is a defect; in half precision two correct runs differ in their support."""
     y, dictionary, x, options = case.signal(), case.weight(), case.code(0.2), case.geometry
     theta = torch.rand(3, case.atoms, dtype=torch.float64) / 5
     tied, untied = dictionary / 2, case.weight(3) / 2
@@ -150,7 +150,7 @@ def test_lista_matches_reference(case, capability):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CONVOLUTIONS[:4] + CONVOLUTIONS[12:14], ids=str)
 def test_lista_in_low_precision(case, dtype, capability):
-    """Values near the threshold may fall on either side of it, so the bound is on the mean error, of codes and gradients."""
+    """Values near the threshold may fall on either side of it, so the bound is on the mean error."""
     y, dictionary, untied = case.signal(), case.weight(), case.weight(3) / 4
     theta = torch.rand(3, case.atoms, dtype=torch.float64) / 5
     arguments = {

@@ -1,5 +1,5 @@
-"""The operators as PyTorch sees them: schema, fake kernels, autograd registration, torch.compile, autocast, and the CUDA
-composition, which runs on any device."""
+"""The operators as PyTorch sees them (schema, fake kernels, autograd, torch.compile, autocast), and the composition
+that runs on CUDA, which runs on any device."""
 
 from __future__ import annotations
 

@@ -206,9 +206,7 @@ def test_solution_satisfies_the_optimality_conditions(case, one_sided):
 def sklearn_objective(y: np.ndarray, matrix: np.ndarray, lam: float, positive: bool) -> tuple[float, np.ndarray]:
     """min 1/2 ||y - matrix x||^2 + lam ||x||_1 by coordinate descent; matrix has atoms in its columns."""
     linear_model = pytest.importorskip("sklearn.linear_model")
-    solver = linear_model.Lasso(
-        alpha=lam / len(y), fit_intercept=False, positive=positive, tol=1e-12, max_iter=200_000
-    )
+    solver = linear_model.Lasso(alpha=lam / len(y), fit_intercept=False, positive=positive, tol=1e-12, max_iter=200_000)
     x = solver.fit(matrix, y).coef_
     return dense_objective(x, y, matrix, lam), x
 
@@ -269,9 +267,9 @@ def test_dense_lasso_of_sklearn(one_sided):
     dictionary = torch.nn.functional.normalize(torch.randn(atoms, length, dtype=torch.float64), dim=1)
     y = torch.randn(samples, length, dtype=torch.float64)
     lam = 0.1 * (y @ dictionary.T).abs().max().item()
-    x = ista(
-        y.T.unsqueeze(0), dictionary.unsqueeze(-1), lam, iterations=5000, fast=True, one_sided=one_sided
-    ).squeeze(0)
+    x = ista(y.T.unsqueeze(0), dictionary.unsqueeze(-1), lam, iterations=5000, fast=True, one_sided=one_sided).squeeze(
+        0
+    )
     for n in range(samples):
         expected, codes = sklearn_objective(y[n].numpy(), dictionary.T.numpy(), lam, one_sided)
         assert dense_objective(x[:, n].numpy(), y[n].numpy(), dictionary.T.numpy(), lam) == pytest.approx(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing_extensions import Self
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dsc_ops import _checks as check
 from dsc_ops import functional
 from dsc_ops.layers.threshold import weight_shape
 
-# The step 1/L of a new layer holds for signals of any size: L is taken on one of this many kernel extents, where it has all
-# but reached its limit.
+# The step 1/L of a new layer holds for signals of any size: L is taken on one of this many kernel extents, where it has
+# all but reached its limit.
 _EXTENTS = 8
 
 
@@ -168,11 +167,12 @@ class LISTAConv(_LISTAConv):
         untied: one analysis and one theta per iteration; else one for all.
         one_sided: codes of one sign, max(u - theta, 0).
 
-    Shape: y (N, C, H, W) to codes (N, M, H', W'). state_dict: dictionary (M, C/groups, kh, kw), analysis (K, M, C/groups,
-    kh, kw) and theta (K, M) when untied, else without K.
+    Shape: y (N, C, H, W) to codes (N, M, H', W'). state_dict: dictionary (M, C/groups, kh, kw), analysis (K, M,
+    C/groups, kh, kw) and theta (K, M) when untied, else without K.
 
-    A new layer is exactly K steps of ISTA with lam = theta L: random atoms of unit norm, analysis = dictionary / L, L being
-    the dictionary's Lipschitz constant on large signals. Source: Chen, Liu, Wang, Yin (NeurIPS 2018); Li, Feng, Zhou, eq. 6.
+    A new layer is exactly K steps of ISTA with lam = theta L: random atoms of unit norm, analysis = dictionary / L, L
+    being the dictionary's Lipschitz constant on large signals. Source: Chen, Liu, Wang, Yin (NeurIPS 2018); Li, Feng,
+    Zhou, eq. 6.
 
     >>> layer = LISTAConv(3, 16, 5)
     >>> codes = layer(torch.zeros(2, 3, 8, 8))
@@ -202,8 +202,8 @@ class LISTALinear(_Unrolled):
         iterations: K.
         theta, untied, one_sided: as in :class:`LISTAConv`.
 
-    Shape: y (*, m) to codes (*, d). state_dict: dictionary (d, m), one atom a row, analysis (K, d, m) and theta (K, d) when
-    untied, else without K. A new layer is exactly K steps of ISTA with lam = theta L, L the squared spectral norm.
+    Shape: y (*, m) to codes (*, d). state_dict: dictionary (d, m), one atom a row, analysis (K, d, m) and theta (K, d)
+    when untied, else without K. A new layer is exactly K steps of ISTA with lam = theta L, L the squared spectral norm.
 
     >>> LISTALinear(20, 50)(torch.zeros(4, 20)).shape
     torch.Size([4, 50])
@@ -251,7 +251,7 @@ class LISTALinear(_Unrolled):
         y = check.tensor("LISTALinear", "y", y)
         if y.dim() < 1 or y.shape[-1] != self.in_features:
             raise ValueError(f"LISTALinear: y has shape {tuple(y.shape)}, it takes (*, {self.in_features})")
-        # One signal whose pixels are the samples, under kernels of one pixel. An empty batch has no pixel: no signal then.
+        # One signal whose pixels are the samples, under kernels of one pixel; an empty batch is no signal instead.
         rows = y.reshape(-1, self.in_features)
         empty = rows.shape[0] == 0
         codes = functional.lista(

@@ -63,17 +63,17 @@ class SparsityPenalty:
 
     Args:
         model: the model that is called in training.
-        layers: names of submodules, as in ``model.named_modules()`` (glob patterns allowed), or the modules themselves; one
-            or a sequence.
+        layers: names of submodules, as in ``model.named_modules()`` (glob patterns allowed), or the modules themselves;
+            one or a sequence.
         gamma: weight of the penalty in the loss.
-        weights: w_j, one number for each layer found, in the order of ``layers``; None is 1 / dim(x_j), dim being the number of
-            values of one sample.
+        weights: w_j, one number for each layer found, in the order of ``layers``; None is 1 / dim(x_j), dim being the
+            number of values of one sample.
         alpha: |x| > alpha counts as a non-zero in :meth:`density`.
 
-    Calling it after a forward pass of the model returns the penalty, a 0-d tensor to be added to the loss, and forgets the
-    features; a layer that is called several times in a pass counts with each of its outputs. Calling it again before the
-    next forward pass raises ``RuntimeError``. The norm and the density come from one pass over each feature. Make it before
-    the model is first called under ``torch.compile``. Source: Li, Feng, Zhou, section 4.
+    Calling it after a forward pass of the model returns the penalty, a 0-d tensor to be added to the loss, and forgets
+    the features; a layer that is called several times in a pass counts with each of its outputs. Calling it again
+    before the next forward pass raises ``RuntimeError``. The norm and the density come from one pass over each feature.
+    Make it before the model is first called under ``torch.compile``. Source: Li, Feng, Zhou, section 4.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with SparsityPenalty(model, ["1"], gamma=1e-3) as penalty:
@@ -102,9 +102,9 @@ class SparsityPenalty:
                 )
             weights = [check.number("SparsityPenalty", "weights", w) for w in weights]
             if len(weights) != len(found):
-                layers_found = ", ".join(found)
                 raise ValueError(
-                    f"SparsityPenalty: weights has {len(weights)} values, it takes {len(found)}, one a layer: {layers_found}"
+                    f"SparsityPenalty: weights has {len(weights)} values, it takes {len(found)}, one for each of "
+                    f"{', '.join(found)}"
                 )
         self.weights = weights
         self._features = _Features()
@@ -139,7 +139,8 @@ class SparsityPenalty:
     def density(self) -> dict[str, float]:
         """Fraction of |x| > alpha in each layer's output in the last forward pass, by the layer's name.
 
-        After a forward pass whose penalty was not asked for (in evaluation, say) it reads that pass, and forgets its features.
+        After a forward pass whose penalty was not asked for (in evaluation, say) it reads that pass, and forgets its
+        features.
         """
         if self._features.outputs:
             with torch.no_grad():

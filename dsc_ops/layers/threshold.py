@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing_extensions import Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dsc_ops import _checks as check
 from dsc_ops import functional, reference
@@ -153,8 +153,8 @@ class ConvSoftThreshold(_ConvSoftThreshold):
     """Convolution and soft threshold in one pass: T(conv(y, weight) + bias), one learnable theta per atom.
 
     Args:
-        in_channels, code_channels, kernel_size, stride, padding, dilation, groups, bias: as in nn.Conv2d (zero padding),
-            code_channels being its out_channels.
+        in_channels, code_channels, kernel_size, stride, padding, dilation, groups, bias: as in nn.Conv2d (zero
+            padding), code_channels being its out_channels.
         theta: initial threshold of every atom.
         one_sided: max(u - theta, 0) in place of T; with theta = 0 that is the convolution followed by ReLU.
 
