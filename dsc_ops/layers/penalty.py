@@ -103,7 +103,7 @@ class SparsityPenalty:
             weights = [check.number("SparsityPenalty", "weights", w) for w in weights]
             if len(weights) != len(found):
                 raise ValueError(
-                    f"SparsityPenalty: weights has {len(weights)} values, it takes {len(found)}, one for each of "
+                    f"SparsityPenalty: weights has {len(weights)} values, it takes {len(found)}, one a layer: "
                     f"{', '.join(found)}"
                 )
         self.weights = weights

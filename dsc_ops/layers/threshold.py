@@ -43,8 +43,13 @@ class SoftThreshold(nn.Module):
             takes = ", ".join(reference.ACTIVATIONS)
             raise ValueError(f"SoftThreshold: activation is {activation!r}, it takes one of {takes}")
         self.one_sided, self.activation = bool(one_sided), activation
-        theta = check.number("SoftThreshold", "theta", theta)
-        self.theta = nn.Parameter(torch.full((self.code_channels,), theta, device=device, dtype=dtype))
+        self._theta = check.number("SoftThreshold", "theta", theta)
+        self.theta = nn.Parameter(torch.empty(self.code_channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """theta as given to the layer."""
+        nn.init.constant_(self.theta, self._theta)
 
     def forward(self, u: Tensor) -> Tensor:
         if self.activation == "relu":
