@@ -1,0 +1,1 @@
+"""Timings of the fused operators against plain PyTorch on named shapes and real data: `python -m benchmarks --help`."""

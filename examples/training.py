@@ -1,0 +1,130 @@
+"""Training of the examples: one LightningModule for all networks, and a Trainer that goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import dsc_ops
+
+# Lightning lists the accelerators that it found and gives tips; the demo has a console for people to read.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# Workers would make the runs' data depend on their number, and the pictures are in memory anyway.
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+class Learner(lightning.LightningModule):
+    """A network with its loss, the l1 penalty on the outputs of some of its layers, and one cycle of the learning rate.
+
+    Args:
+        network: from the batch's inputs to what the loss takes.
+        loss: of (outputs, targets).
+        optimizer: makes the optimizer of parameters; its learning rate is the highest of the cycle.
+        penalised: layers of the network for :class:`dsc_ops.SparsityPenalty`; their density is measured.
+        gamma: weight of the penalty; 0 only measures.
+        warm_up: share of the steps in which the learning rate rises; then it falls as a cosine.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        penalised: Sequence[str] = (),
+        gamma: float = 0.0,
+        warm_up: float = 0.2,
+    ):
+        super().__init__()
+        self.network, self.loss, self.optimizer, self.warm_up = network, loss, optimizer, warm_up
+        self.penalty = dsc_ops.SparsityPenalty(network, penalised, gamma) if penalised else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        inputs, targets = batch
+        loss = self.loss(self.network(inputs), targets)
+        if self.penalty is not None:
+            loss = loss + self.penalty()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(self.network.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=optimizer.defaults["lr"],
+            total_steps=self.trainer.estimated_stepping_batches,
+            pct_start=self.warm_up,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class LossHistory(Callback):
+    """The loss of each epoch, averaged over its steps; kept in the checkpoints."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.epoch: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer, learner, outputs, batch, index) -> None:
+        self.epoch.append(outputs["loss"].detach())
+
+    def on_train_epoch_end(self, trainer, learner) -> None:
+        self.losses.append(float(torch.stack(self.epoch).mean()))
+        self.epoch = []
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.losses = list(state["losses"])
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's progress bar with a name of what is trained."""
+
+    def __init__(self, name: str):
+        super().__init__(refresh_rate=5)
+        self.name = name
+
+    def on_train_epoch_start(self, trainer, *arguments) -> None:
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description(f"{self.name}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def get_metrics(self, trainer, learner) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, learner).items() if name != "v_num"}
+
+
+def fit(learner: Learner, loader: DataLoader, epochs: int, folder: Path, name: str) -> list[float]:
+    """Train for ``epochs`` epochs and return the loss of each.
+
+    A checkpoint is written at the end of each epoch, as ``folder``/last.ckpt; when there is one, training goes on from it.
+    """
+    history = LossHistory()
+    saver = ModelCheckpoint(folder, save_top_k=0, save_last=True, enable_version_counter=False)
+    last = folder / "last.ckpt"
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[history, saver, Bar(name)],
+        logger=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    if last.exists():
+        step = torch.load(last, weights_only=True)["global_step"]
+        print(f"{name}: going on from the checkpoint of step {step}")
+    trainer.fit(learner, loader, ckpt_path=last if last.exists() else None)
+    return history.losses
