@@ -8,6 +8,7 @@ FISTA.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -211,11 +212,18 @@ def lipschitz(dictionary: Tensor, signal_size, *, stride=1, padding=0, dilation=
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     signal_size = spatial_tuple(signal_size, dictionary.dim() - 2)
     wide = dictionary if dictionary.dtype == torch.float64 else dictionary.float()
-    with torch.autocast(dictionary.device.type, enabled=False):
+    with _without_autocast(dictionary.device.type):
         with torch.no_grad():
             top = _top_signal(wide.detach(), signal_size, geometry)
         # The Rayleigh quotient at the top eigenvector: its gradient is that of the eigenvalue.
         return analysis(top, wide, **geometry).square().sum().to(dictionary.dtype)
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Some devices (meta) know no autocast, and refuse to be told to do without."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _top_signal(dictionary: Tensor, signal_size: tuple[int, ...], geometry: dict) -> Tensor:

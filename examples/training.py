@@ -20,6 +20,8 @@ import dsc_ops
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 # Workers would make the runs' data depend on their number, and the pictures are in memory anyway.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+# Lightning's own call of a torch function that is about to change.
+warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
 
 
 class Learner(lightning.LightningModule):
@@ -126,5 +128,8 @@ def fit(learner: Learner, loader: DataLoader, epochs: int, folder: Path, name: s
     if last.exists():
         step = torch.load(last, weights_only=True)["global_step"]
         print(f"{name}: going on from the checkpoint of step {step}")
-    trainer.fit(learner, loader, ckpt_path=last if last.exists() else None)
+    try:
+        trainer.fit(learner, loader, ckpt_path=last if last.exists() else None)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     return history.losses

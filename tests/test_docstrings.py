@@ -23,10 +23,10 @@ FUNCTIONS = [
     "synthesis(x, weight, signal_size, *, stride=1, padding=0, dilation=1, groups=1)",
     "conv_soft_threshold(y, weight, theta, bias=None, *, stride=1, padding=0, dilation=1, groups=1, one_sided=False)",
     "lista_step(x, y, dictionary, analysis, theta, *, stride=1, padding=0, dilation=1, groups=1, one_sided=False)",
-    "lista(y, dictionary, analysis, theta, *, iterations=None, x0=None, momentum=None, stride=1, padding=0, dilation=1, "
+    "lista(y, dictionary, analysis, theta, *, iterations=None, x0=None, momentum=None, stride=1, padding=0, "
+    "dilation=1, groups=1, one_sided=False)",
+    "ista(y, dictionary, lam, *, iterations, step=None, x0=None, fast=False, stride=1, padding=0, dilation=1, "
     "groups=1, one_sided=False)",
-    "ista(y, dictionary, lam, *, iterations, step=None, x0=None, fast=False, stride=1, padding=0, dilation=1, groups=1, "
-    "one_sided=False)",
     "lipschitz(dictionary, signal_size, *, stride=1, padding=0, dilation=1, groups=1)",
     "lasso_objective(x, y, dictionary, lam, *, stride=1, padding=0, dilation=1, groups=1)",
     "l1_penalty(features, weights=None)",
@@ -36,8 +36,8 @@ CONV_SOFT_THRESHOLD = (
     "one_sided=False)"
 )
 LISTA_CONV = (
-    "(in_channels, code_channels, kernel_size, iterations=3, *, stride=1, padding=None, dilation=1, groups=1, theta=0.1, "
-    "untied=True, one_sided=False)"
+    "(in_channels, code_channels, kernel_size, iterations=3, *, stride=1, padding=None, dilation=1, groups=1, "
+    "theta=0.1, untied=True, one_sided=False)"
 )
 LAYERS = [
     "SoftThreshold(code_channels, theta=0.1, *, one_sided=False, activation='relu')",

@@ -1,5 +1,5 @@
-"""Every error message: it names the function, the argument, what it got and what it takes. And operators that are called
-past the functions, with arguments that do not fit together, raise and do not crash."""
+"""Every error message: it names the function, the argument, what it got and what it takes. And operators that are
+called past the functions, with arguments that do not fit together, raise and do not crash."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def weight_name(name: str) -> str:
 
 
 def tensor_cases() -> list[Case]:
-    """Each tensor argument of each function: no tensor, a dtype that is not taken, another dtype or device than the rest."""
+    """Each tensor argument of each function: no tensor, a dtype not taken, another dtype or device than the rest."""
     cases = []
     for name in RIGHT:
         for argument, value in tensors(name).items():
@@ -475,7 +475,8 @@ def penalty_cases() -> list[Case]:
         (
             lambda: SparsityPenalty(model, ["1", "0"], 1.0)(),
             RuntimeError,
-            "SparsityPenalty: no forward pass of the model through its layers was made since the last call (layers: 1, 0)",
+            "SparsityPenalty: no forward pass of the model through its layers was made since the last call "
+            "(layers: 1, 0)",
         ),
         (
             lambda: SparsityPenalty(model, "1", 1.0).density(),
@@ -539,8 +540,8 @@ def test_every_message_of_the_package_has_a_case():
 
 # --- the operators on their own ---------------------------------------------------------------------------------------
 
-# In a process of its own, which a crash would end. Each call is right but for one argument: it raises RuntimeError, or what
-# it returns has the shapes that its fake kernel tells, which is for changes that make another right call.
+# In a process of its own, which a crash would end. Each call is right but for one argument: it raises RuntimeError, or
+# what it returns has the shapes that its fake kernel tells, which is for changes that make another right call.
 DIRECT_CALLS = """
 import torch
 import dsc_ops
@@ -626,20 +627,20 @@ def test_operators_called_past_the_functions_do_not_crash():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "message"),
+    ("name", "arguments", "named"),
     [
-        ("analysis", (Y, W.double(), [1], [0], [1], 1), "weight has another dtype than the first argument"),
+        ("analysis", (Y, W.double(), [1], [0], [1], 1), "weight .*dtype"),
         ("analysis", (Y.long(), W.long(), [1], [0], [1], 1), "takes float32, float64, bfloat16 or float16"),
-        ("analysis", (Y, W2, [1, 1], [0, 0], [1, 1], 1), "signal and weight must both be 3-D or 4-D"),
-        ("analysis", (Y, W, [1, 1], [0], [1], 1), "must have one value per spatial axis"),
-        ("analysis", (Y, W, [1], [0], [1], 3), "channels, atoms and groups do not fit together"),
-        ("analysis", (Y, W, [1], [0], [9], 1), "the kernel does not fit into the padded signal"),
-        ("synthesis", (X[..., 1:], W, [8], [1], [0], [1], 1), "the code has the wrong shape"),
-        ("soft_threshold", (U, torch.ones(4), None, None, False), "theta must be 0-d or have one value per channel"),
-        ("soft_threshold", (U, torch.ones(3), torch.ones(4), None, False), "bias must have one value per channel"),
-        ("shrink", (U, torch.ones(3), "tanh", False), "unknown activation tanh"),
+        ("analysis", (Y, W2, [1, 1], [0, 0], [1, 1], 1), "signal and weight"),
+        ("analysis", (Y, W, [1, 1], [0], [1], 1), "stride"),
+        ("analysis", (Y, W, [1], [0], [1], 3), "channels, atoms and groups"),
+        ("analysis", (Y, W, [1], [0], [9], 1), "kernel"),
+        ("synthesis", (X[..., 1:], W, [8], [1], [0], [1], 1), "the code"),
+        ("soft_threshold", (U, torch.ones(4), None, None, False), "theta"),
+        ("soft_threshold", (U, torch.ones(3), torch.ones(4), None, False), "bias"),
+        ("shrink", (U, torch.ones(3), "tanh", False), "activation .*tanh"),
     ],
 )
-def test_operators_called_past_the_functions_say_why_not(name, arguments, message):
-    with pytest.raises(RuntimeError, match=f"dsc_ops: .*{message}"):
+def test_operators_called_past_the_functions_say_why_not(name, arguments, named):
+    with pytest.raises(RuntimeError, match=f"dsc_ops: .*{named}"):
         getattr(torch.ops.dsc_ops, name)(*arguments)

@@ -196,7 +196,7 @@ def test_conv_soft_threshold_starts_as_the_convolution_of_pytorch(groups):
     assert torch.equal(layer.weight, conv.weight) and torch.equal(layer.bias, conv.bias)
 
 
-# --- LISTA: an untrained layer is ISTA ----------------------------------------------------------------------------------
+# --- LISTA: an untrained layer is ISTA --------------------------------------------------------------------------------
 
 GEOMETRIES = [
     dict(kernel_size=3),
@@ -274,8 +274,8 @@ def test_one_dimensional_layer_is_the_two_dimensional_one_on_one_row():
 
 @pytest.mark.parametrize("geometry", [*GEOMETRIES, dict(kernel_size=(1, 1)), dict(kernel_size=7, stride=3)], ids=str)
 def test_step_of_a_new_layer_holds_for_signals_of_any_size(geometry):
-    """The Lipschitz constant grows with the signal to a limit; the layer's comes close to it. (ISTA's objective falls for
-    steps of up to 2 / L.)"""
+    """The Lipschitz constant grows with the signal to a limit; the layer's comes close to it. (ISTA's objective falls
+    for steps of up to 2 / L.)"""
     layer = LISTAConv(2, 6, **geometry, **FLOAT64)
     step, dictionary = lista_step_size(layer), layer.dictionary.detach()
     options = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "groups")}

@@ -1,4 +1,4 @@
-"""SparsityPenalty: the value and gradient of eager PyTorch, in every way a model is run, and no feature kept too long."""
+"""SparsityPenalty: eager PyTorch's value and gradient, in every way a model is run, and no feature kept too long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GAMMA = 0.3
 
 
 class Network(nn.Module):
-    """Two blocks, on images (N, 2, 6, 6); the layers to penalise are block1.act and block2.act, of 180 and 72 values."""
+    """Two blocks, on images (N, 2, 6, 6); layers to penalise are block1.act and block2.act, of 180 and 72 values."""
 
     def __init__(self, checkpointed: bool = False):
         super().__init__()

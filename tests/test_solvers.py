@@ -1,4 +1,4 @@
-"""ISTA and FISTA as solvers: the objective falls, the step is right, and the minimum is the one that scikit-learn finds."""
+"""ISTA and FISTA as solvers: the objective falls, the step is right, and the minimum is that of scikit-learn."""
 
 from __future__ import annotations
 
@@ -130,6 +130,18 @@ def problem(case: Convolution) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
+def test_objective_is_its_definition(case):
+    y, dictionary, lam = problem(case)
+    x = case.code(0.5)
+    decoded = x.flatten(1) @ synthesis_matrix(dictionary, case)
+    norms = x.abs().transpose(0, 1).flatten(2).sum(2)  # (M, N)
+    for weights in (lam, lam[0], lam[0].item()):
+        each = lam if weights is lam else lam[:1].expand(case.atoms)
+        expected = (y.flatten(1) - decoded).square().sum(1) / 2 + each @ norms
+        torch.testing.assert_close(lasso_objective(x, y, dictionary, weights, **case.geometry), expected)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradient_of_the_objective(case):
     y, dictionary, lam = (t.requires_grad_() for t in problem(case))
     x = case.code(1.0).requires_grad_()
@@ -182,9 +194,27 @@ def test_fista_is_ahead_of_ista(case, one_sided):
 
 
 @pytest.mark.parametrize("one_sided", [False, True])
+def test_fista_is_that_of_beck_and_teboulle(one_sided):
+    """Written out with a matrix: momentum (m_l - 1) / m_{l+1}, m_1 = 1, m_{l+1} = (1 + sqrt(1 + 4 m_l^2)) / 2."""
+    case = SMALL[3]
+    y, dictionary, _ = problem(case)
+    matrix, lam = synthesis_matrix(dictionary, case), 0.1
+    step = 1 / largest_eigenvalue(dictionary, case)
+    z = before = torch.zeros(case.batch, matrix.shape[0], dtype=torch.float64)
+    m = 1.0
+    for k in range(1, 13):
+        u = z + step * (y.flatten(1) - z @ matrix) @ matrix.T
+        x = torch.relu(u - lam * step) - (0 if one_sided else torch.relu(-u - lam * step))
+        codes = ista(y, dictionary, lam, iterations=k, step=step, fast=True, one_sided=one_sided, **case.geometry)
+        torch.testing.assert_close(codes.flatten(1), x)
+        m_next = (1 + (1 + 4 * m * m) ** 0.5) / 2
+        z, before, m = x + (m - 1) / m_next * (x - before), x, m_next
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_solution_satisfies_the_optimality_conditions(case, one_sided):
-    """A_D(y - S_D x) = lam sign(x) on the support, and no more than lam in size elsewhere (when x >= 0: no more than lam)."""
+    """A_D(y - S_D x) = lam sign(x) on the support; elsewhere at most lam in size, or at most lam when x >= 0."""
     y, dictionary, lam = problem(case)
     options = case.geometry | dict(one_sided=one_sided)
     x = ista(y, dictionary, lam, iterations=3000, fast=True, **options)
@@ -216,8 +246,8 @@ def dense_objective(x: np.ndarray, y: np.ndarray, matrix: np.ndarray, lam: float
 
 
 def convolution_matrix(dictionary: np.ndarray, case: Convolution) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The synthesis written out, (signal entries, code entries), from the definition: code pixel i and tap k meet signal
-    pixel i stride - padding + k dilation."""
+    """The synthesis written out, (signal entries, code entries), from the definition: code pixel i and tap k meet
+    signal pixel i stride - padding + k dilation."""
     dims = len(case.size)
 
     def each(value):
