@@ -1,7 +1,7 @@
-"""The named shapes that every timing refers to, and the problem that each stands for: signals, dictionary, thresholds.
+"""The named shapes that every timing refers to, and their problems: signals, dictionary, thresholds.
 
-Signals come from scikit-image's photographs, and a density is reached as in training, by the size of theta: the zeros of a
-code then lie where they lie in practice, in whole atoms and in smooth regions, unlike zeros set at random.
+Signals come from scikit-image's photographs, and a density is reached as in training, by the size of theta: the zeros
+of a code then lie where they lie in practice, in whole atoms and in smooth regions, unlike zeros set at random.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def problem(case: Case, density: float, iterations: int, seed: int = 0) -> Probl
 def threshold_for(
     case: Case, signal: Tensor, dictionary: Tensor, analysis: Tensor, density: float
 ) -> tuple[Tensor, float]:
-    """theta (K, 1), the same for all iterations, with the density it reaches: to 3 % of the one asked for, by bisection."""
+    """theta (K, 1), equal for all iterations, and the density it reaches, within 3 % of the one asked for."""
 
     def reached(level: float) -> float:
         theta = torch.full((len(analysis), 1), level)
@@ -119,8 +119,8 @@ def threshold_for(
 def photograph_signal(case: Case, generator: torch.Generator) -> Tensor:
     """Signals of the case's shape cut from photographs, each with zero mean.
 
-    Pictures are crops, 1-D signals are scan lines one after the other, dense signals are the pixels of small patches, and
-    signals of many channels are what a first layer makes of a photograph: its thresholded products with cosines.
+    Pictures are crops, 1-D signals are scan lines one after the other, dense signals are the pixels of small patches,
+    and signals of many channels are what a first layer makes of a photograph: its thresholded products with cosines.
     """
     count = case.batch
     if not case.spatial:
@@ -136,9 +136,7 @@ def photograph_signal(case: Case, generator: torch.Generator) -> Tensor:
     return functional.conv_soft_threshold(centred(pictures), atoms, 0.1, padding=3)
 
 
-def crops(
-    count: int, size: tuple[int, ...], generator: torch.Generator, *, colour: bool = False
-) -> Iterator[Tensor]:
+def crops(count: int, size: tuple[int, ...], generator: torch.Generator, *, colour: bool = False) -> Iterator[Tensor]:
     """Random crops (C, *size) of the photographs, taken in turn."""
     names = COLOUR_PHOTOGRAPHS if colour else TRAINING_PHOTOGRAPHS + TEST_PHOTOGRAPHS
     pictures = [photograph(name, colour=colour) for name in names[:count]]

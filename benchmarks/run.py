@@ -1,7 +1,7 @@
-"""Interleaved timings of the contenders on the cases of :mod:`benchmarks.cases`, with ratios; printed and written as JSON.
+"""Interleaved timings of the contenders on the cases of :mod:`benchmarks.cases`, printed and written as JSON.
 
-A contender is warmed up once, then all of them run in turn, ``repeats`` rounds, the order turned round in every other round:
-what else the machine does falls on all alike. (torch.utils.benchmark cannot take turns without two more runs at each.)
+Each contender is warmed up once, then all run in turn, ``repeats`` rounds, in opposite order every other round: what
+else the machine does falls on all alike. (A turn of torch.utils.benchmark.Timer costs two more runs each time.)
 Only ratios are worth quoting; the spread, the interquartile range over the median, says how far.
 """
 
@@ -116,11 +116,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(unfinished, path)
 
 
@@ -131,11 +131,15 @@ def row(result: dict[str, Any]) -> str:
     """One line of the printed table."""
     times = [result["contenders"][name] for name in CONTENDERS]
     cells = "".join(f"{t['median'] * 1e3:11.1f} ms ±{t['iqr'] / t['median']:4.0%}" for t in times)
-    start = f"{result['case']:16}{result['batch']:6}{result['mode']:>10}{result['iterations']:4}{result['density']:9.3f}"
+    start = (
+        f"{result['case']:16}{result['batch']:6}{result['mode']:>10}{result['iterations']:4}{result['density']:9.3f}"
+    )
     return f"{start}{cells}{result['ratio']:12.2f}x"
 
 
-def run(cases: Iterable[Case], densities: Iterable[float], modes: Iterable[str], **options: Any) -> list[dict[str, Any]]:
+def run(
+    cases: Iterable[Case], densities: Iterable[float], modes: Iterable[str], **options: Any
+) -> list[dict[str, Any]]:
     """Measure and print all combinations."""
     print(HEADER, flush=True)
     results = []
@@ -150,8 +154,8 @@ def run(cases: Iterable[Case], densities: Iterable[float], modes: Iterable[str],
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time the fused K-step LISTA against the same in plain PyTorch, in turns, and print medians, spread "
-        "(interquartile range) and ratio.",
+        description="Time the fused K-step LISTA against the same in plain PyTorch, in turns, and print medians, "
+        "spread (interquartile range) and ratio.",
         epilog="cases: " + "; ".join(f"{case.name} ({case.why})" for case in CASES.values()),
     )
     add = parser.add_argument

@@ -8,9 +8,9 @@ they mean in :func:`torch.nn.functional.conv2d`. A threshold ``theta`` is a numb
 which is then no longer a proximal operator.
 
 Any strides and memory formats, float32, float64, bfloat16 and float16 (computed in float32), empty batches. Every
-tensor argument has a gradient; a second derivative exists for ``analysis``, ``synthesis``, ``l1_penalty`` and
-``lipschitz`` and is refused by name elsewhere. Wrong arguments raise ``TypeError`` (type, dtype) or ``ValueError``
-(anything else), naming the argument, what it got and what it takes.
+tensor argument has a gradient; a second derivative exists for ``analysis``, ``synthesis`` and ``l1_penalty`` and is
+refused by name elsewhere (but see :func:`lipschitz`). Wrong arguments raise ``TypeError`` (type, dtype) or
+``ValueError`` (anything else), naming the argument, what it got and what it takes.
 
 :mod:`dsc_ops.reference` has the same functions in plain PyTorch.
 """
@@ -370,7 +370,9 @@ def _lista(
             raise ValueError(
                 f"{name}: theta has shape {tuple(theta.shape)}, it takes ({iterations}, 1) or ({iterations}, {atoms})"
             )
-        theta = theta.to(device=y.device, dtype=y.dtype)
+        if theta.device != y.device:
+            raise ValueError(f"{name}: theta is on {theta.device}, y on {y.device}")
+        theta = theta.to(y.dtype)
     else:
         theta = check.threshold(name, "theta", theta, y, atoms)
     theta = theta.expand(iterations, atoms)
@@ -419,13 +421,14 @@ def ista(
     """
     name = "ista"
     dictionary = check.weight(name, "dictionary", dictionary)
-    y = check.tensor(name, "y", y)
     iterations = check.integer(name, "iterations", iterations, least=1)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    conv = check.geometry(name, "dictionary", dictionary, stride, padding, dilation, groups)
+    y = check.signal(name, "y", y, "dictionary", dictionary, groups)
+    size = check.code_size(name, "y", y.shape[2:], dictionary, conv)
+    if x0 is not None:
+        x0 = check.code(name, "x0", x0, "dictionary", dictionary, y.shape[0], size)
     if step is None:
-        conv = check.geometry(name, "dictionary", dictionary, stride, padding, dilation, groups)
-        y = check.signal(name, "y", y, "dictionary", dictionary, groups)
-        check.code_size(name, "y", y.shape[2:], dictionary, conv)
         step = 1 / reference.lipschitz(dictionary, y.shape[2:], **geometry)
     elif isinstance(step, Tensor):
         step = check.threshold(name, "step", step, dictionary, None)
@@ -467,7 +470,8 @@ def lipschitz(
 
     Returns:
         0-d tensor, differentiable. The eigenvector comes from power iteration in its Krylov space (Lanczos, 40 steps
-        with reorthogonalisation, a fixed start), the value and its gradient from the Rayleigh quotient there.
+        with reorthogonalisation, a fixed start), the value and its gradient from the Rayleigh quotient there. Its
+        second derivative leaves out how the eigenvector changes: do not use it.
 
     >>> lipschitz(torch.full((1, 1, 1), 3.0), 1)
     tensor(9.)

@@ -259,7 +259,7 @@ def _top_signal(dictionary: Tensor, signal_size: tuple[int, ...], geometry: dict
         matrix = matrix + torch.diag(side, 1) + torch.diag(side, -1)
     combination = torch.linalg.eigh(matrix).eigenvectors[:, -1]
     top = combination @ basis
-    return (top / top.norm()).reshape(shape)
+    return (top / top.norm().clamp(min=tiny)).reshape(shape)  # zero where the operator is zero
 
 
 def lasso_objective(

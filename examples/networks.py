@@ -26,12 +26,12 @@ def dct_atoms(frequencies: int, kernel: int) -> Tensor:
 class Denoiser(nn.Module):
     """Grey pictures (N, 1, H, W) to the same: codes of the picture less its mean, decoded by their own dictionary.
 
-    The start is K steps of ISTA on the overcomplete cosine dictionary, scaled so that L = 1: dictionary and analysis are
-    then the same tensor and one learning rate suits both.
+    The start is K steps of ISTA on the overcomplete cosine dictionary, scaled so that L = 1: dictionary and analysis
+    are then the same tensor, and one learning rate suits both.
 
     Args:
         iterations: K.
-        theta: threshold at the start, in units of the pictures' noise: each code value has noise sigma / sqrt(L).
+        theta: threshold at the start, for atoms of unit norm (scaled with the dictionary).
     """
 
     def __init__(self, iterations: int, theta: float, *, frequencies: int = 8, kernel: int = 7):
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
 
 
 class LeNet5(nn.Sequential):
-    """LeNet-5 with ReLU for (N, 1, 28, 28): conv5-6, pool, conv5-16, pool, FC120, FC84, FC10 (Li, Feng, Zhou, section 6)."""
+    """LeNet-5 with ReLU for (N, 1, 28, 28), as in Li, Feng, Zhou: conv5-6, pool, conv5-16, pool, FC120, FC84, FC10."""
 
     # What the sparsity penalty takes: the outputs of the convolutional blocks, far from the classifier.
     BLOCKS = ("block1.relu", "block2.relu")

@@ -1,4 +1,4 @@
-"""Training of the examples: one LightningModule for all networks, and a Trainer that goes on from its last checkpoint."""
+"""Training of the examples: one LightningModule for all networks, and a Trainer that goes on from its checkpoint."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Bar(TQDMProgressBar):
 def fit(learner: Learner, loader: DataLoader, epochs: int, folder: Path, name: str) -> list[float]:
     """Train for ``epochs`` epochs and return the loss of each.
 
-    A checkpoint is written at the end of each epoch, as ``folder``/last.ckpt; when there is one, training goes on from it.
+    Each epoch ends with a checkpoint, ``folder``/last.ckpt; when there is one already, training goes on from it.
     """
     history = LossHistory()
     saver = ModelCheckpoint(folder, save_top_k=0, save_last=True, enable_version_counter=False)

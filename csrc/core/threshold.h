@@ -20,9 +20,9 @@ DSC_HOST_DEVICE A soft_threshold(A u, A theta) {
     const A shrunk = u - theta;
     return shrunk <= A(0) ? A(0) : shrunk;
   }
-  const A shrunk = (u < A(0) ? -u : u) - theta;
-  const A sign = u < A(0) ? A(-1) : (u > A(0) ? A(1) : u);
-  return shrunk <= A(0) ? A(0) : sign * shrunk;
+  // Without branches, so that loops over it vectorise: sign(u), which is 0 at 0, is the sign bit and a factor 0 or 1.
+  const A shrunk = std::abs(u) - theta;
+  return shrunk <= A(0) ? A(0) : std::copysign(shrunk, u) * A(u != A(0));
 }
 
 // sign(x) g without a product, so that an infinite g meets no zero.

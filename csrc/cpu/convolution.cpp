@@ -2,6 +2,7 @@
 #include "convolution.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "threshold.h"
 
@@ -14,7 +15,8 @@ Geometry make_geometry(const std::vector<int64_t>& signal, const std::vector<int
   STD_TORCH_CHECK((dim == 3 || dim == 4) && signal.size() == dim, "dsc_ops: signal and weight must both be 3-D or 4-D");
   STD_TORCH_CHECK(stride.size() == dim - 2 && padding.size() == dim - 2 && dilation.size() == dim - 2,
                   "dsc_ops: stride, padding and dilation must have one value per spatial axis");
-  STD_TORCH_CHECK(groups >= 1 && weight[0] % groups == 0 && signal[1] == weight[1] * groups,
+  STD_TORCH_CHECK(groups >= 1 && weight[0] >= 1 && weight[1] >= 1 && weight[0] % groups == 0 &&
+                      signal[1] % groups == 0 && signal[1] / groups == weight[1],
                   "dsc_ops: channels, atoms and groups do not fit together");
   Geometry g{};
   g.batch = signal[0];
@@ -23,6 +25,8 @@ Geometry make_geometry(const std::vector<int64_t>& signal, const std::vector<int
   g.groups = groups;
   const auto axis = [&](size_t i, int64_t* n, int64_t* code, int64_t* k, int64_t* s, int64_t* p, int64_t* d) {
     *n = signal[2 + i], *k = weight[2 + i], *s = stride[i], *p = padding[i], *d = dilation[i];
+    for (int64_t value : {*n, *k, *s, *p, *d})  // no product of two of them overflows
+      STD_TORCH_CHECK(value <= std::numeric_limits<int32_t>::max(), "dsc_ops: a size of the convolution is too large");
     STD_TORCH_CHECK(*n >= 1 && *k >= 1 && *s >= 1 && *p >= 0 && *d >= 1 && *n + 2 * *p >= *d * (*k - 1) + 1,
                     "dsc_ops: the kernel does not fit into the padded signal");
     *code = code_extent(*n, *k, *s, *p, *d);
@@ -262,6 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
                                                                             int64_t groups, bool one_sided,
                                                                             const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 4, "dsc_ops: needs must have 4 values");
+  make_geometry(sizes(y), sizes(weight), stride, padding, dilation, groups);
   auto [grad_u, grad_theta, grad_bias] = soft_threshold_backward_cpu(grad, codes, theta, one_sided);
   const auto none = [&] { return torch::stable::new_empty(y, {0}); };
   const auto spatial = [](const Tensor& t) { return Sizes(t.sizes().begin() + 2, t.sizes().end()); };

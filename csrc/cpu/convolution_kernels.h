@@ -112,11 +112,13 @@ DSC_HOST_DEVICE void multiply_tile(const A* weight, const A* patches, int64_t ta
     for (int64_t v = 0; v < vectors; ++v) *reinterpret_cast<V*>(out + (m * vectors + v) * lanes) = sum[m][v];
 }
 
-// Finishes `count` pixels of one atom; `offset` is where they stand in the codes.
-template <typename T>
+// Finishes `count` pixels of one atom; `offset` is where they stand in the codes. `full`: count is that of a whole
+// tile, known to the compiler, so that the loops need no remainder.
+template <bool full, typename T>
 DSC_HOST_DEVICE void finish_atom(const Analysis<T>& p, const accumulate_t<T>* sum, int64_t atom, int64_t offset,
                                  int64_t count) {
   using A = accumulate_t<T>;
+  if (full) count = Tile<A>::pixels;
   const A bias = p.bias ? p.bias[atom] : A(0);
   const A theta = p.theta ? p.theta[atom * p.theta_stride] : A(0);
   T* const codes = p.codes + offset;
@@ -155,7 +157,11 @@ void analysis_tasks(const Analysis<T>& p, int64_t begin, int64_t end, char* scra
         multiply_tile(weight, patches + (pixel - first), g.patch(), sums);
         for (int64_t m = 0; m < atoms; ++m) {
           const int64_t atom = group * group_atoms + tile * Tile::atoms + m;
-          finish_atom(p, sums + m * Tile::pixels, atom, (n * g.code_channels + atom) * pixels + pixel, count);
+          const int64_t offset = (n * g.code_channels + atom) * pixels + pixel;
+          if (count == Tile::pixels)
+            finish_atom<true>(p, sums + m * Tile::pixels, atom, offset, count);
+          else
+            finish_atom<false>(p, sums + m * Tile::pixels, atom, offset, count);
         }
       }
     }
@@ -191,21 +197,30 @@ DSC_HOST_DEVICE PixelLists<A> make_lists(const Geometry& g, char* scratch, A** p
   return lists;
 }
 
-// `codes` points at the first pixel, in the group's first atom. Without branches: a zero is written and written over.
+// `codes` points at the first pixel, in the group's first atom. One vector comparison tells eight pixels' non-zeros;
+// only those are visited one by one.
 template <typename T>
 DSC_HOST_DEVICE void list_nonzeros(const Geometry& g, const T* codes, int64_t count,
                                    PixelLists<accumulate_t<T>>& lists) {
   using A = accumulate_t<T>;
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lowest byte of a word is its first");
   const int64_t width = g.group_code_channels();
   for (int64_t i = 0; i < count; ++i) lists.counts[i] = 0;
-  for (int64_t m = 0; m < width; ++m)
-    for (int64_t i = 0; i < count; ++i) {
-      const A value = load(codes[m * g.code_pixels() + i]);
-      const int64_t slot = i * width + lists.counts[i];
-      lists.values[slot] = value;
-      lists.atoms[slot] = static_cast<int32_t>(m);
-      lists.counts[i] += value != A(0);
+  for (int64_t m = 0; m < width; ++m) {
+    const T* const row = codes + m * g.code_pixels();
+    uint8_t nonzero[list_pixels] = {};
+    for (int64_t i = 0; i < count; ++i) nonzero[i] = load(row[i]) != A(0);
+    for (int64_t start = 0; start < count; start += 8) {
+      uint64_t word;
+      memcpy(&word, nonzero + start, 8);
+      for (; word; word &= word - 1) {
+        const int64_t i = start + __builtin_ctzll(word) / 8;
+        const int64_t slot = i * width + lists.counts[i]++;
+        lists.values[slot] = load(row[i]);
+        lists.atoms[slot] = static_cast<int32_t>(m);
+      }
     }
+  }
 }
 
 // patch[j] = sum over the pixel's non-zeros of value * weight[atom][j], `vectors` vectors of it at a time.

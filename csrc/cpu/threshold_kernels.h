@@ -11,16 +11,21 @@ namespace DSC_CPU_LEVEL {
 constexpr int64_t sum_block = 1024;
 constexpr int64_t sum_lanes = 16;  // independent sums, so that the compiler may keep them in one vector
 
-// Calls body(i, channel) for every element of the tasks.
-template <typename Body>
-DSC_HOST_DEVICE void for_each_element(const Layout& layout, int64_t begin, int64_t end, const Body& body) {
+// out[i] = f(i, theta, bias) for the elements of the tasks. Thresholds and biases are read before the loop over a
+// plane, or lie in rows of their own, and `out` shares no memory with what f reads: all loops vectorise.
+template <typename T, typename F>
+DSC_HOST_DEVICE void fill(const Layout& layout, int64_t begin, int64_t end, const accumulate_t<T>* __restrict theta,
+                          int64_t theta_stride, const accumulate_t<T>* __restrict bias, T* __restrict out, const F& f) {
+  using A = accumulate_t<T>;
   for (int64_t task = begin; task < end; ++task) {
     const Run run = run_at(layout, task);
     if (layout.inner == 1) {
       for (int64_t row = run.begin; row < run.end; row += layout.channels)
-        for (int64_t c = 0; c < layout.channels; ++c) body(row + c, c);
+        for (int64_t c = 0; c < layout.channels; ++c)
+          out[row + c] = store<T>(f(row + c, theta[c * theta_stride], bias ? bias[c] : A(0)));
     } else {
-      for (int64_t i = run.begin; i < run.end; ++i) body(i, run.channel);
+      const A channel_theta = theta[run.channel * theta_stride], channel_bias = bias ? bias[run.channel] : A(0);
+      for (int64_t i = run.begin; i < run.end; ++i) out[i] = store<T>(f(i, channel_theta, channel_bias));
     }
   }
 }
@@ -28,12 +33,15 @@ DSC_HOST_DEVICE void for_each_element(const Layout& layout, int64_t begin, int64
 template <bool one_sided, typename T>
 DSC_HOST_DEVICE void soft_threshold_elements(const SoftThreshold<T>& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  for_each_element(p.layout, begin, end, [&](int64_t i, int64_t c) {
-    A u = load(p.u[i]);
-    if (p.bias) u += p.bias[c];
-    if (p.residual) u += load(p.residual[i]);
-    p.codes[i] = store<T>(soft_threshold<one_sided>(u, p.theta[c * p.theta_stride]));
-  });
+  const T* const u = p.u;
+  const T* const residual = p.residual;
+  if (residual)
+    fill<T>(p.layout, begin, end, p.theta, p.theta_stride, p.bias, p.codes, [=](int64_t i, A theta, A bias) {
+      return soft_threshold<one_sided>(load(u[i]) + bias + load(residual[i]), theta);
+    });
+  else
+    fill<T>(p.layout, begin, end, p.theta, p.theta_stride, p.bias, p.codes,
+            [=](int64_t i, A theta, A bias) { return soft_threshold<one_sided>(load(u[i]) + bias, theta); });
 }
 
 template <typename T>
@@ -88,23 +96,36 @@ void soft_threshold_backward_tasks(const SoftThresholdBackward<T>& p, int64_t be
 
 template <Activation activation, bool one_sided, typename T>
 void shrink_elements(const Shrink<T>& p, int64_t begin, int64_t end) {
-  for_each_element(p.layout, begin, end, [&](int64_t i, int64_t c) {
-    p.out[i] = store<T>(shrink<activation, one_sided>(load(p.u[i]), p.theta[c * p.theta_stride]));
-  });
+  using A = accumulate_t<T>;
+  const T* const u = p.u;
+  fill<T>(p.layout, begin, end, p.theta, p.theta_stride, static_cast<const A*>(nullptr), p.out,
+          [=](int64_t i, A theta, A) { return shrink<activation, one_sided>(load(u[i]), theta); });
 }
 
 template <Activation activation, bool one_sided, typename T>
 void shrink_backward_elements(const ShrinkBackward<T>& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const int64_t width = p.layout.inner == 1 ? p.layout.channels : 1;
+  const T* const u = p.u;
+  const T* const grad = p.grad;
+  fill<T>(p.layout, begin, end, p.theta, p.theta_stride, static_cast<const A*>(nullptr), p.grad_u,
+          [=](int64_t i, A theta, A) {
+            return load(grad[i]) * shrink_derivative_u<activation, one_sided>(load(u[i]), theta);
+          });
+  const auto term = [=](int64_t i, A theta) {
+    return load(grad[i]) * shrink_derivative_theta<activation, one_sided>(load(u[i]), theta);
+  };
+  const int64_t channels = p.layout.channels;
   for (int64_t task = begin; task < end; ++task) {
-    double* const sums = p.sums + task * width;
-    for (int64_t c = 0; c < width; ++c) sums[c] = 0;
-    for_each_element(p.layout, task, task + 1, [&](int64_t i, int64_t c) {
-      const A u = load(p.u[i]), theta = p.theta[c * p.theta_stride], grad = load(p.grad[i]);
-      p.grad_u[i] = store<T>(grad * shrink_derivative_u<activation, one_sided>(u, theta));
-      sums[width == 1 ? 0 : c] += grad * shrink_derivative_theta<activation, one_sided>(u, theta);
-    });
+    const Run run = run_at(p.layout, task);
+    if (p.layout.inner == 1) {
+      double* const sums = p.sums + task * channels;
+      for (int64_t c = 0; c < channels; ++c) sums[c] = 0;
+      for (int64_t row = run.begin; row < run.end; row += channels)
+        for (int64_t c = 0; c < channels; ++c) sums[c] += term(row + c, p.theta[c * p.theta_stride]);
+    } else {
+      const A theta = p.theta[run.channel * p.theta_stride];
+      p.sums[task] = sum_over<A>(run.begin, run.end, [=](int64_t i) { return term(i, theta); });
+    }
   }
 }
 

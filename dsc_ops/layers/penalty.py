@@ -73,7 +73,8 @@ class SparsityPenalty:
     Calling it after a forward pass of the model returns the penalty, a 0-d tensor to be added to the loss, and forgets
     the features; a layer that is called several times in a pass counts with each of its outputs. Calling it again
     before the next forward pass raises ``RuntimeError``. The norm and the density come from one pass over each feature.
-    Make it before the model is first called under ``torch.compile``. Source: Li, Feng, Zhou, section 4.
+    Make it before the model is first called under ``torch.compile``; under activation checkpointing use
+    ``use_reentrant=False``. Source: Li, Feng, Zhou, section 4.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with SparsityPenalty(model, ["1"], gamma=1e-3) as penalty:

@@ -1,0 +1,254 @@
+"""examples/: the data are what they claim to be, the demo writes its page, and an interrupted run loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+for name in ("lightning", "matplotlib", "mlxtend", "skimage"):
+    pytest.importorskip(name, reason="the examples need pip install dsc_ops[examples]")
+
+from dsc_ops import functional
+from examples import data, demo
+from examples.networks import Denoiser, LeNet5, dct_atoms
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(*arguments: str, log: Path) -> subprocess.Popen:
+    """The demo as a user starts it, on one thread: tests beside it do not slow it down."""
+    command = [sys.executable, "-m", "examples.demo", "--fast", *arguments]
+    with log.open("w") as output:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="module")
+def fast_run(tmp_path_factory) -> tuple[Path, str]:
+    """Folder and console of one whole fast run."""
+    folder = tmp_path_factory.mktemp("demo")
+    log = folder / "log"
+    status = start("--output", str(folder / "runs"), log=log).wait(timeout=600)
+    console = log.read_text()
+    assert status == 0, console
+    return folder / "runs", console
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize("name", data.TRAINING_PHOTOGRAPHS + data.TEST_PHOTOGRAPHS)
+def test_a_photograph_is_grey_and_in_range(name):
+    picture = data.photograph(name)
+    assert picture.dtype == torch.float32 and picture.dim() == 3 and picture.shape[0] == 1
+    assert min(picture.shape[1:]) >= 96
+    assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.01
+
+
+def test_a_colour_photograph_has_three_channels_and_a_grey_one_is_refused():
+    assert data.photograph("coffee.png", colour=True).shape == (3, 400, 600)
+    with pytest.raises(ValueError, match=r"camera\.png.*grey"):
+        data.photograph("camera.png", colour=True)
+
+
+def test_training_and_test_photographs_have_nothing_in_common():
+    assert not set(data.TRAINING_PHOTOGRAPHS) & set(data.TEST_PHOTOGRAPHS)
+    assert len(set(data.TRAINING_PHOTOGRAPHS + data.TEST_PHOTOGRAPHS)) == 15
+
+
+def test_noisy_crops_depend_on_the_index_alone_and_have_the_noise_asked_for():
+    crops = data.NoisyCrops([data.photograph("coins.png")], 64, 0.1)
+    noisy, clean = crops[5]
+    assert noisy.shape == clean.shape == (1, 64, 64)
+    assert all(map(torch.equal, crops[5], (noisy, clean)))
+    assert not torch.equal(crops[6][1], clean)
+    assert float((noisy - clean).std()) == pytest.approx(0.1, rel=0.05)
+    assert clean.min() >= 0 and clean.max() <= 1
+
+
+def test_an_epoch_has_seeds_or_an_order_of_its_own():
+    seeds, shuffled = data.FreshSeeds(10, 3), data.Shuffled(10, 3)
+    first, order = list(seeds), list(shuffled)
+    assert list(seeds) == first and list(shuffled) == order and sorted(order) == list(range(10))
+    seeds.set_epoch(1)
+    shuffled.set_epoch(1)
+    assert not set(seeds) & set(first)
+    assert list(shuffled) != order and sorted(shuffled) == list(range(10))
+
+
+def test_digits_are_5000_labelled_pictures_split_by_class():
+    images, labels = data.digits()
+    assert images.shape == (5000, 1, 28, 28) and images.dtype == torch.float32
+    assert images.min() == 0 and images.max() == 1
+    assert labels.bincount().tolist() == [500] * 10
+    training, test = data.split_digits(labels, 0.2, seed=0)
+    assert len(training) == 4000 and labels[test].bincount().tolist() == [100] * 10
+    assert not set(training.tolist()) & set(test.tolist())
+    assert not torch.equal(test, data.split_digits(labels, 0.2, seed=1)[1])
+
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+def test_cosines_have_unit_norm_and_orthonormal_ones_make_a_tight_frame():
+    atoms = dct_atoms(8, 7)
+    assert atoms.shape == (64, 1, 7, 7)
+    assert atoms.flatten(1).norm(dim=1).allclose(torch.ones(64))
+    assert atoms[1:].sum(dim=(1, 2, 3)).abs().max() < 1e-5
+    square = dct_atoms(5, 5).flatten(1)
+    assert (square @ square.T).allclose(torch.eye(25), atol=1e-6)
+
+
+def test_the_untrained_denoiser_is_ista_on_its_dictionary():
+    network = Denoiser(3, 0.15)
+    noisy = torch.rand(2, 1, 20, 24)
+    level = noisy.mean(dim=(1, 2, 3), keepdim=True)
+    dictionary = network.code.dictionary.detach()
+    theta = float(network.code.theta[0, 0].detach())
+    step = 1 / float(network.code.lipschitz())
+    codes = functional.ista(noisy - level, dictionary, theta / step, iterations=3, step=step, padding=6)
+    restored = level + functional.synthesis(codes, dictionary, (20, 24), padding=6)
+    assert step == pytest.approx(1, rel=1e-3)
+    assert network(noisy).allclose(restored, atol=1e-5)
+
+
+def test_lenet_has_the_sizes_of_the_paper_and_blocks_to_penalise():
+    network = LeNet5()
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 44426
+    assert set(LeNet5.BLOCKS) <= {name for name, _ in network.named_modules()}
+
+
+# --------------------------------------------------------------------------------------------------------------- demo
+
+
+class Page(HTMLParser):
+    """What a page names: tags, addresses, classes; and whether its tags are closed in order."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.counts, self.addresses, self.open = {}, [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_complete_and_needs_nothing_else(fast_run):
+    text = (fast_run[0] / "index.html").read_text()
+    page = Page(text)
+    assert not page.open
+    assert page.counts["table"] == 4  # one for each step, and the machine
+    assert page.counts["img"] == len(page.addresses) == 16 + 2 + 1 + 2 + 1
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not re.search(r"https?:|url\(|@import|<script|<link", text)
+    for words in ("camera", "LISTAConv, trained", "gamma = 0.05, mean", "stem-cifar", torch.__version__, "--fast"):
+        assert words in text
+
+
+def test_pictures_lie_beside_the_page(fast_run):
+    for name in ("denoise", "atoms-learned", "denoise-loss", "digits-density", "timing", "camera-network"):
+        assert (fast_run[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(fast_run[0].rglob("*.unfinished"))
+
+
+def test_the_console_tells_the_goals_and_warns_of_nothing(fast_run):
+    console = fast_run[1]
+    assert re.search(r"^(met   |MISSED)  The network gains .* dB over the best ISTA", console, re.MULTILINE)
+    assert "denoiser, epoch 6/6" in console and str(fast_run[0] / "index.html") in console
+    assert "arning" not in console and "Traceback" not in console
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(fast_run, tmp_path):
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    arguments = ("--steps", "denoise", "--output", str(folder))
+    process = start(*arguments, log=log)
+    checkpoint = folder / "denoise" / "last.ckpt"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (folder / "denoise" / "results.json").exists(), "it was killed too late to show anything"
+    steps = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert steps % 10 == 0 and 0 < steps < 60
+
+    assert start(*arguments, log=log).wait(timeout=300) == 0, log.read_text()
+    assert f"going on from the checkpoint of step {steps}" in log.read_text()
+    weights, uninterrupted = (
+        torch.load(path / "denoise" / "weights.pt", weights_only=True) for path in (folder, fast_run[0])
+    )
+    assert weights.keys() == uninterrupted.keys()
+    assert all(torch.equal(weights[key], uninterrupted[key]) for key in weights)
+    one, other = (json.loads((path / "denoise" / "results.json").read_text()) for path in (folder, fast_run[0]))
+    assert one["losses"] == other["losses"] and one["psnr"] == other["psnr"]
+
+
+def test_finished_steps_are_not_run_again_unless_the_settings_differ(fast_run, monkeypatch, capsys):
+    from examples import steps
+
+    ran = []
+    monkeypatch.setattr(steps, "timing", lambda settings, seed, folder: ran.append(seed) or {"results": []})
+    monkeypatch.setattr("examples.report.text", lambda step, results: "")
+    monkeypatch.setattr("examples.report.write", lambda folder, results, fast: folder / "index.html")
+    arguments = ["--fast", "--output", str(fast_run[0])]
+    assert demo.main(arguments) == 0
+    assert not ran and capsys.readouterr().out.count("finished before") == 3
+    assert demo.main([*arguments, "--steps", "timing", "--seed", "1"]) == 0
+    assert demo.main([*arguments, "--steps", "timing", "--seed", "1", "--restart"]) == 0
+    assert ran == [1, 1]
+
+
+def test_a_missed_goal_is_told_and_is_the_exit_status(tmp_path, monkeypatch, capsys):
+    scores = {"noisy": [20.0], "ista": [28.0], "network": [28.5]}
+    monkeypatch.setattr(demo, "run_step", lambda step, options: {"psnr": scores})
+    monkeypatch.setattr("examples.report.text", lambda step, results: "")
+    monkeypatch.setattr("examples.report.write", lambda folder, results, fast: folder / "index.html")
+    assert demo.main(["--steps", "denoise", "--output", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "met     The network gains 8.50 dB over the noisy photographs" in printed
+    assert "MISSED  The network gains 0.50 dB over the best ISTA" in printed
+    scores["network"] = [29.5]
+    assert demo.main(["--steps", "denoise", "--output", str(tmp_path)]) == 0
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    precious = tmp_path / "denoise" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("...")
+    with pytest.raises(SystemExit, match="choose another --output"):
+        demo.main(["--fast", "--restart", "--steps", "denoise", "--output", str(tmp_path)])
+    assert precious.exists()
+
+
+def test_help_explains_every_step(capsys):
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    assert all(" ".join(text.split()) in printed for text in demo.STEPS.values())
+
+
+def test_a_missing_extra_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("examples.find_spec", lambda name: None if name == "mlxtend" else object())
+    with pytest.raises(SystemExit, match=r"need mlxtend.*pip install dsc_ops\[examples\]"):
+        demo.main([])
