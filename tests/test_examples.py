@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-for name in ("lightning", "matplotlib", "mlxtend", "skimage"):
-    pytest.importorskip(name, reason="the examples need pip install dsc_ops[examples]")
+pytest.importorskip("lightning", reason="the examples need pip install dsc_ops[examples]")
+pytest.importorskip("matplotlib", reason="the examples need pip install dsc_ops[examples]")
+pytest.importorskip("mlxtend", reason="the examples need pip install dsc_ops[examples]")
+pytest.importorskip("skimage", reason="the examples need pip install dsc_ops[examples]")
 
 from dsc_ops import functional
 from examples import data, demo
