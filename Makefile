@@ -8,6 +8,8 @@ venv := .venv
 python := $(venv)/bin/python
 installed := $(venv)/installed
 cpp := $(shell find csrc -type f)
+# The torch that the package is built against: one download serves the build and the environment.
+TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 
 .PHONY: help demo test bench lint clean
 
@@ -17,7 +19,8 @@ help:
 	@echo "make bench   time the fused layers against plain PyTorch"
 	@echo "make lint    check the style of Python and C++"
 	@echo "make clean   remove what was built and installed here, but not runs/"
-	@echo "Options: PYTHON=python3.12 (which Python), ARGS=\"-k lista\" (handed on to demo, test and bench)"
+	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
+	@echo "         ARGS=\"-k lista\" (handed on to demo, test and bench)"
 
 demo: $(installed)
 	$(python) -m examples.demo $(ARGS)
@@ -39,7 +42,7 @@ $(installed): $(cpp) setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("dsc_ops needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + \
 		"; name another with make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(python) || $(PYTHON) -m venv $(venv)
-	$(python) -m pip install --editable ".[test,examples,lint]"
+	$(python) -m pip install --editable ".[test,examples,lint]" "$(TORCH)"
 	@touch $@
 
 clean:
