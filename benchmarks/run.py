@@ -13,7 +13,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ def contender(lista: Callable[..., Tensor], task: Problem, mode: str) -> Callabl
     return call
 
 
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many CPU threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def take_turns(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call in each round."""
     for call in calls.values():
@@ -77,15 +89,11 @@ def measure(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Times of all contenders on one case, and their ratio: how many times as long eager takes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with torch_threads(threads):
         task = problem(case, density, iterations)
         calls = {name: contender(lista, task, mode) for name, lista in CONTENDERS.items()}
         times = take_turns(calls, repeats)
         used = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
     contenders = {name: summary(values) for name, values in times.items()}
     return {
         "case": case.name,

@@ -85,31 +85,15 @@ def settings_of(step: str, fast: bool) -> Any:
     return small[step]
 
 
-def run_step(step: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The results of a step: from its folder when they are there for the same settings, else by running it."""
-    from benchmarks.run import machine, write_whole
-    from examples import steps
+def key(step: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All that the results of a step depend on, as JSON has it."""
+    return json.loads(json.dumps({"settings": asdict(settings_of(step, options.fast)), "seed": options.seed}))
 
-    settings = settings_of(step, options.fast)
+
+def finished(step: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The results of a step when it was finished with the same settings."""
     folder = options.output / step
-    # JSON turns tuples into lists: compare what was written with what would be.
-    key = json.loads(json.dumps({"settings": asdict(settings), "seed": options.seed}))
-    if options.restart or read(folder / "settings.json") != key:
-        if (folder / "settings.json").exists():
-            shutil.rmtree(folder)
-        elif folder.exists() and any(folder.iterdir()):
-            sys.exit(f"{folder} holds something that is not the demo's: choose another --output")
-        write_whole(folder / "settings.json", json.dumps(key, indent=2) + "\n")
-    finished = read(folder / "results.json")
-    if finished is not None:
-        print(f"{step}: finished before (--restart runs it again)")
-        return finished
-    print(f"{step}: {STEPS[step].split('. ')[0]}.", flush=True)
-    start = time.perf_counter()
-    results = getattr(steps, step)(settings, options.seed, folder)
-    results |= {"seconds": time.perf_counter() - start, "machine": machine(), **key}
-    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    return results
+    return read(folder / "results.json") if read(folder / "settings.json") == key(step, options) else None
 
 
 def read(path: Path) -> Any:
@@ -117,10 +101,31 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    require_extras()
+def run_step(step: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The results of a step: read when it was finished before, else made in its folder, which may hold checkpoints."""
+    from benchmarks.run import machine, write_whole
+    from examples import steps
 
+    if not options.restart and (results := finished(step, options)):
+        print(f"{step}: finished before (--restart runs it again)")
+        return results
+    folder, settings = options.output / step, key(step, options)
+    if options.restart or read(folder / "settings.json") != settings:
+        if (folder / "settings.json").exists():
+            shutil.rmtree(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            sys.exit(f"{folder} holds something that is not the demo's: choose another --output")
+        write_whole(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+    print(f"{step}: {STEPS[step].split('. ')[0].rstrip('.')}.", flush=True)
+    start = time.perf_counter()
+    results = getattr(steps, step)(settings_of(step, options.fast), options.seed, folder)
+    results |= {"seconds": time.perf_counter() - start, "machine": machine(), **settings}
+    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen steps, write the page of all that is finished, tell the goals; the exit status."""
     from examples import report
 
     results = {}
@@ -128,8 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
         if step in options.steps:
             results[step] = run_step(step, options)
             print(report.text(step, results[step]), flush=True)
-        elif finished := read(options.output / step / "results.json"):
-            results[step] = finished
+        elif found := finished(step, options):
+            results[step] = found
     page = report.write(options.output, results, fast=options.fast)
     goals = [goal for step in results for goal in report.goals(step, results[step])]
     for goal in goals:
@@ -137,12 +142,18 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"The page: {page}")
     if options.fast:
         print("With --fast the goals do not count.")
-        return 0
-    return 0 if all(goal.met for goal in goals) else 1
+    return 0 if options.fast or all(goal.met for goal in goals) else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, or 1 when a goal was missed."""
+    options = parser().parse_args(arguments)
+    require_extras()
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from the last checkpoint.")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. The same command goes on from here.")
+    sys.exit(main())

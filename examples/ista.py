@@ -72,9 +72,9 @@ def pictures(rival: Rival, noisy: Tensor, lam: float, iterations: int) -> Iterat
     lams = torch.full((len(rival.atoms),), lam)
     lams[rival.free] = 0
     level = noisy.mean(dim=(1, 2, 3), keepdim=True)
-    codes = None
+    codes, options = None, {"iterations": 1, "step": rival.step, "padding": padding}
     for _ in range(iterations):
-        codes = functional.ista(noisy - level, rival.atoms, lams, iterations=1, step=rival.step, x0=codes, padding=padding)
+        codes = functional.ista(noisy - level, rival.atoms, lams, x0=codes, **options)
         yield level + functional.synthesis(codes, rival.atoms, noisy.shape[2:], padding=padding)
 
 

@@ -167,15 +167,15 @@ def denoise_section(results: Results, album: pictures.Album) -> str:
 <p>A layer <code>LISTAConv(1, 64, 7, iterations={settings["iterations"]})</code> codes a photograph with Gaussian noise
 of standard deviation {results["sigma"] * 255:.0f}/255, and its own dictionary turns the code back into a picture. It
 starts as {settings["iterations"]} iterations of ISTA on cosines, and learns dictionary, analysis weights and thresholds
-in {settings["epochs"] * settings["steps_per_epoch"]:,} steps of Adam on crops of {len(results["training_photographs"])}
-photographs. The {len(results["photographs"])} photographs below were not among them. On average
-{fmean(results["density"]):.1%} of a code is not zero.</p>
+in {settings["epochs"] * settings["steps_per_epoch"]:,} steps of Adam on crops of
+{len(results["training_photographs"])} photographs. The {len(results["photographs"])} photographs below were not among
+them. On average {fmean(results["density"]):.1%} of a code is not zero.</p>
 {denoise_table(results).html()}
 <p>ISTA makes as many iterations as the network, with the lambda that is best on the training photographs, for four
-dictionaries: orthonormal cosines, the overcomplete cosines from which the network starts, larger orthonormal cosines that
-have more parameters than the whole network, and the atoms that the network learned. A second row shows ISTA stopped earlier where that is better on
-the training photographs. The network is compared with what is best on the test photographs:
-{escape(best["name"])}, lambda {best["lam"]:g}, iterations: {best["iterations"]}.</p>
+dictionaries: orthonormal cosines, the overcomplete cosines from which the network starts, larger orthonormal cosines
+that have more parameters than the whole network, and the atoms that the network learned. A second row shows ISTA
+stopped earlier where that is better on the training photographs. The network is compared with what is best on the
+test photographs: {escape(best["name"])}, lambda {best["lam"]:g}, iterations: {best["iterations"]}.</p>
 <div class="photographs">
 {grid}</div>
 <p class="note">The middle {pictures.DETAIL} x {pictures.DETAIL} pixels; the PSNR is that of the whole photograph.</p>

@@ -20,6 +20,8 @@ import dsc_ops
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 # Workers would make the runs' data depend on their number, and the pictures are in memory anyway.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+# The folder of the checkpoint holds a step's other files, and may hold the checkpoint to go on from.
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 # Lightning's own call of a torch function that is about to change.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
 
@@ -115,7 +117,7 @@ def fit(learner: Learner, loader: DataLoader, epochs: int, folder: Path, name: s
     Each epoch ends with a checkpoint, ``folder``/last.ckpt; when there is one already, training goes on from it.
     """
     history = LossHistory()
-    saver = ModelCheckpoint(folder, save_top_k=0, save_last=True, enable_version_counter=False)
+    saver = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     last = folder / "last.ckpt"
     trainer = lightning.Trainer(
         accelerator="cpu",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,23 +26,23 @@ from examples.networks import Denoiser, LeNet5, dct_atoms
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(*arguments: str, log: Path) -> subprocess.Popen:
-    """The demo as a user starts it, on one thread: tests beside it do not slow it down."""
-    command = [sys.executable, "-m", "examples.demo", "--fast", *arguments]
-    with log.open("w") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit status and console of Python in the checkout; on one thread, which other work on the machine slows least."""
+    command = [sys.executable, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
+    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
 def fast_run(tmp_path_factory) -> tuple[Path, str]:
     """Folder and console of one whole fast run."""
-    folder = tmp_path_factory.mktemp("demo")
-    log = folder / "log"
-    status = start("--output", str(folder / "runs"), log=log).wait(timeout=600)
-    console = log.read_text()
+    folder = tmp_path_factory.mktemp("demo") / "runs"
+    status, console = run("-m", "examples.demo", "--fast", "--output", str(folder))
     assert status == 0, console
-    return folder / "runs", console
+    return folder, console
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -116,7 +116,7 @@ def test_the_untrained_denoiser_is_ista_on_its_dictionary():
     level = noisy.mean(dim=(1, 2, 3), keepdim=True)
     dictionary = network.code.dictionary.detach()
     theta = float(network.code.theta[0, 0].detach())
-    step = 1 / float(network.code.lipschitz())
+    step = 1 / float(network.code.lipschitz().detach())
     codes = functional.ista(noisy - level, dictionary, theta / step, iterations=3, step=step, padding=6)
     restored = level + functional.synthesis(codes, dictionary, (20, 24), padding=6)
     assert step == pytest.approx(1, rel=1e-3)
@@ -179,23 +179,48 @@ def test_the_console_tells_the_goals_and_warns_of_nothing(fast_run):
     assert "arning" not in console and "Traceback" not in console
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(fast_run, tmp_path):
-    folder, log = tmp_path / "runs", tmp_path / "log"
-    arguments = ("--steps", "denoise", "--output", str(folder))
-    process = start(*arguments, log=log)
-    checkpoint = folder / "denoise" / "last.ckpt"
-    deadline = time.monotonic() + 300
-    while not checkpoint.exists():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    assert not (folder / "denoise" / "results.json").exists(), "it was killed too late to show anything"
-    steps = torch.load(checkpoint, weights_only=True)["global_step"]
-    assert steps % 10 == 0 and 0 < steps < 60
+# The demo, with a signal to itself in the middle of the fourth of six epochs of ten steps.
+STOPPED = """
+import signal, sys
+from examples import demo, training
 
-    assert start(*arguments, log=log).wait(timeout=300) == 0, log.read_text()
-    assert f"going on from the checkpoint of step {steps}" in log.read_text()
+take_step = training.Learner.training_step
+
+def training_step(learner, batch, index):
+    if learner.global_step == 35:
+        signal.raise_signal(signal.Signals[sys.argv[1]])
+    return take_step(learner, batch, index)
+
+training.Learner.training_step = training_step
+sys.exit(demo.main(sys.argv[2:]))
+"""
+
+
+def stopped_run(folder: Path, stop: str) -> tuple[tuple[str, ...], int, str]:
+    """Arguments, status and console of a run that a signal ends; its last whole epoch was the third."""
+    arguments = ("--fast", "--steps", "denoise", "--output", str(folder))
+    status, console = run("-c", STOPPED, stop, *arguments)
+    assert not (folder / "denoise" / "results.json").exists()
+    checkpoint = torch.load(folder / "denoise" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 30, console
+    return arguments, status, console
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    _, status, console = stopped_run(tmp_path / "runs", "SIGINT")
+    assert status == 1 and "Traceback" not in console
+    assert console.endswith("Interrupted. The same command goes on from the last checkpoint.\n")
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(fast_run, tmp_path):
+    folder = tmp_path / "runs"
+    arguments, stopped, console = stopped_run(folder, "SIGKILL")
+    assert stopped == -signal.SIGKILL, console
+
+    status, console = run("-m", "examples.demo", *arguments)
+    assert status == 0, console
+    assert "going on from the checkpoint of step 30" in console
+    assert "denoiser, epoch 3/6" not in console and "denoiser, epoch 4/6" in console
     weights, uninterrupted = (
         torch.load(path / "denoise" / "weights.pt", weights_only=True) for path in (folder, fast_run[0])
     )
