@@ -28,4 +28,4 @@ __all__ = [
     "layers",
     "reference",
 ]
-__version__: str = _library.information()["version"]
+__version__: str = _library.version

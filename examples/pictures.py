@@ -38,7 +38,9 @@ matplotlib.rcParams.update(STYLE)
 
 # Kinds of pictures of one photograph, in the order shown, and their names.
 KINDS = {"noisy": "noisy", "ista": "best ISTA", "network": "LISTAConv", "clean": "clean"}
-DETAIL = 200  # pixels shown of a photograph, from the middle
+# The part shown of a photograph: its size, and the corner where that is not the one of the middle.
+DETAIL = 200
+CORNERS = {"camera.png": (40, 150)}
 
 
 class Album:
@@ -69,9 +71,10 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, figure.subplots(rows, columns)
 
 
-def detail(picture: Tensor) -> np.ndarray:
-    """The part of a photograph (1, H, W) that is shown."""
-    top, left = (max((length - DETAIL) // 2, 0) for length in picture.shape[1:])
+def detail(picture: Tensor, file: str) -> np.ndarray:
+    """The part of a photograph (1, H, W) that is shown; all of a smaller one."""
+    middle = tuple(max((length - DETAIL) // 2, 0) for length in picture.shape[1:])
+    top, left = CORNERS.get(file, middle) if min(picture.shape[1:]) > 2 * DETAIL else middle
     return picture[0, top : top + DETAIL, left : left + DETAIL].clamp(0, 1).numpy()
 
 
@@ -79,12 +82,12 @@ def caption(scores: dict[str, list[float]], kind: str, index: int) -> str:
     return KINDS[kind] + (f", {scores[kind][index]:.2f} dB" if kind in scores else "")
 
 
-def overview(scores: dict[str, list[float]], photographs: dict[str, list[Tensor]], rows: int = 2) -> Figure:
-    """The first photographs, a row each: the picture of the README."""
-    figure, axes = new_figure(8, 2.2 * rows, rows, len(KINDS))
-    for index in range(rows):
+def overview(files: list[str], scores: dict[str, list[float]], photographs: dict[str, list[Tensor]]) -> Figure:
+    """The first two photographs, a row each: the picture of the README."""
+    figure, axes = new_figure(8, 4.4, 2, len(KINDS))
+    for index in range(2):
         for axis, kind in zip(axes[index], KINDS, strict=True):
-            axis.imshow(detail(photographs[kind][index]), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(detail(photographs[kind][index], files[index]), cmap="gray", vmin=0, vmax=1)
             axis.set_title(caption(scores, kind, index), fontsize=9)
             axis.set_axis_off()
     return figure
@@ -95,7 +98,7 @@ def mosaic(atoms: Tensor, pixel: int = 6) -> np.ndarray:
     across, kernel = math.ceil(len(atoms) ** 0.5), atoms.shape[-1]
     down = math.ceil(len(atoms) / across)
     scaled = 0.5 + 0.5 * atoms / atoms.abs().amax(dim=(1, 2, 3), keepdim=True)
-    sheet = np.ones((down * (kernel + 1) + 1, across * (kernel + 1) + 1))
+    sheet = np.full((down * (kernel + 1) + 1, across * (kernel + 1) + 1), 0.88)
     for number, atom in enumerate(scaled[:, 0].numpy()):
         top, left = (1 + place * (kernel + 1) for place in divmod(number, across))
         sheet[top : top + kernel, left : left + kernel] = atom
@@ -104,7 +107,7 @@ def mosaic(atoms: Tensor, pixel: int = 6) -> np.ndarray:
 
 def losses(curves: dict[str, list[list[float]]], label: str) -> Figure:
     """Loss against epoch; the runs of one name share its colour."""
-    figure, axis = new_figure(6, 2.8)
+    figure, axis = new_figure(5, 2.8)
     for (name, runs), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
         for number, values in enumerate(runs):
             axis.plot(range(1, len(values) + 1), values, color=colour, lw=1.6, label=None if number else name)
@@ -117,12 +120,12 @@ def losses(curves: dict[str, list[list[float]]], label: str) -> Figure:
 
 def densities(layers: list[str], means: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Figure:
     """A bar for each layer and gamma, the single runs as dots."""
-    figure, axis = new_figure(6, 2.8)
+    figure, axis = new_figure(5, 2.8)
     for number, (entry, colour) in enumerate(zip(means, (BLUE, ORANGE), strict=False)):
         place = np.arange(len(layers)) + (number - (len(means) - 1) / 2) * 0.36
         heights = [entry["density"][layer] for layer in layers]
         bars = axis.bar(place, heights, 0.32, color=colour, alpha=0.75, label=f"gamma = {entry['gamma']:g}")
-        axis.bar_label(bars, [f"{height:.3f}" for height in heights], label_type="center", fontsize=8, color="white")
+        axis.bar_label(bars, [f"{height:.3f}" for height in heights], label_type="center", color="white")
         for run in runs:
             if run["gamma"] == entry["gamma"]:
                 axis.plot(place, [run["density"][layer] for layer in layers], ".", color=INK, ms=4)
@@ -135,10 +138,10 @@ def densities(layers: list[str], means: list[dict[str, Any]], runs: list[dict[st
 
 def ratios(results: list[dict[str, Any]]) -> Figure:
     """How many times as long plain PyTorch takes, a bar for each case."""
-    figure, axis = new_figure(6, 2.2)
+    figure, axis = new_figure(5, 2)
     values = [result["ratio"] for result in results]
     bars = axis.barh([result["case"] for result in results], values, 0.5, color=BLUE)
-    axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=8)
+    axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
     axis.axvline(1, color=GREY, lw=1)
     axis.invert_yaxis()
     axis.set(xlabel="time of plain PyTorch / time of the fused operator")

@@ -92,10 +92,10 @@ class Table:
 
 def denoise_table(results: Results) -> Table:
     photographs = [name.split(".")[0] for name in results["photographs"]]
-    head = ["PSNR in dB", "parameters", "lambda", "iterations", *photographs, "mean"]
+    head = ["PSNR in dB", "mean", *photographs, "parameters", "lambda", "iterations"]
 
     def row(name: str, parameters: str, lam: str, iterations: str, scores: list[float]) -> list[str]:
-        return [name, parameters, lam, iterations, *[f"{score:.2f}" for score in [*scores, fmean(scores)]]]
+        return [name, *[f"{score:.2f}" for score in [fmean(scores), *scores]], parameters, lam, iterations]
 
     rows = [row("noisy", "", "", "", results["psnr"]["noisy"])]
     for entry in results["ista"]:
@@ -149,12 +149,16 @@ def figure(tag: str, caption: str, kind: str = "") -> str:
 def denoise_section(results: Results, album: pictures.Album) -> str:
     saved = torch.load(album.folder / "denoise" / "pictures.pt", weights_only=True)
     photographs, settings = saved["pictures"], results["settings"]
-    album.figure("denoise", pictures.overview(results["psnr"], photographs), "photographs, noisy and denoised")
+    album.figure(
+        "denoise",
+        pictures.overview(results["photographs"], results["psnr"], photographs),
+        "photographs, noisy and denoised",
+    )
     grid = ""
     for index, file in enumerate(results["photographs"]):
         for kind in pictures.KINDS:
             name, words = file.split(".")[0], pictures.caption(results["psnr"], kind, index)
-            tag = album.grey(f"{name}-{kind}", pictures.detail(photographs[kind][index]), f"{name}, {words}")
+            tag = album.grey(f"{name}-{kind}", pictures.detail(photographs[kind][index], file), f"{name}, {words}")
             grid += figure(tag, words)
     atoms = ""
     for name, words in (("start", "The atoms at the start"), ("learned", "The atoms learned")):
@@ -178,7 +182,7 @@ stopped earlier where that is better on the training photographs. The network is
 test photographs: {escape(best["name"])}, lambda {best["lam"]:g}, iterations: {best["iterations"]}.</p>
 <div class="photographs">
 {grid}</div>
-<p class="note">The middle {pictures.DETAIL} x {pictures.DETAIL} pixels; the PSNR is that of the whole photograph.</p>
+<p class="note">Parts of {pictures.DETAIL} x {pictures.DETAIL} pixels; the PSNR is that of the whole photograph.</p>
 <div class="pair atoms">
 {atoms}</div>
 {figure(curve, "Training loss, the mean of each epoch", "plot")}"""
@@ -249,7 +253,7 @@ img { display: block; width: 100%; height: auto; border-radius: 2px; }
 .pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem; margin: 1.5rem 0; }
 .atoms { max-width: 46rem; }
 .atoms img { image-rendering: pixelated; }
-.plot { max-width: 40rem; margin: 1.5rem 0; }
+.plot { max-width: 34rem; margin: 1.5rem 0; }
 .note { margin-top: .4rem; color: #55626f; font-size: .82rem; }
 @media (max-width: 40rem) {
   body { font-size: 15px; }

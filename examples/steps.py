@@ -33,7 +33,7 @@ class DenoiseSettings:
     crop: int = 48
     batch: int = 4
     steps_per_epoch: int = 100
-    epochs: int = 18
+    epochs: int = 15
     learning_rate: float = 1.25e-3
     lams: tuple[float, ...] = (0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3)  # among which ISTA chooses
     tuning_crop: int = 96  # of the training photographs
