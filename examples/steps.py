@@ -58,7 +58,7 @@ class DigitsSettings:
 class TimingSettings:
     """Sizes of the third step: the cases with their batch."""
 
-    batches: tuple[tuple[str, int], ...] = (("denoise-gray", 2), ("stem-cifar", 32), ("signal", 4))
+    batches: tuple[tuple[str, int], ...] = (("denoise-gray", 1), ("stem-cifar", 16), ("signal", 2))
     iterations: int = 10
     density: float = 0.1
     repeats: int = 7
