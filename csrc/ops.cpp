@@ -54,8 +54,7 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       ", bool one_sided, bool keep_tape) -> (Tensor codes, Tensor tape)");
   // needs: y, dictionary, analysis, theta, x0
   library.def(
-      "lista_backward(Tensor grad, Tensor codes, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor "
-      "theta,"
+      "lista_backward(Tensor grad, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor theta,"
       " Tensor? x0, float[] momentum, " GEOMETRY
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");

@@ -211,15 +211,21 @@ torch.library.register_autograd(
 @torch.library.register_fake("dsc_ops::lista")
 def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, keep_tape):
     codes = _empty_codes(y, dictionary, stride, padding, dilation)
-    tape = codes.new_empty([theta.shape[0] - 1, *codes.shape] if keep_tape else 0)
-    return codes, tape
+    if y.device.type == "cuda":
+        return codes, codes.new_empty([theta.shape[0], *codes.shape] if keep_tape else 0)
+    # TapeLayout of csrc/core/code_format.h: places, values, residuals, masks, end.
+    value_size = 8 if y.dtype == torch.float64 else 4
+    pixels = codes.numel() // dictionary.shape[0] * groups
+    mask_size = (dictionary.shape[0] // groups + 31) // 32 * 4
+    step = pixels * (16 + mask_size) + (codes.numel() + y.numel()) * value_size
+    return codes, codes.new_empty(theta.shape[0] * step + 64 if keep_tape else 0, dtype=torch.uint8)
 
 
 @torch.library.register_fake("dsc_ops::lista_backward")
 def _(
-    grad, codes, tape, y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, needs
+    grad, tape, y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, needs
 ):
-    full = (y.shape, dictionary.shape, analysis.shape, theta.shape, codes.shape)
+    full = (y.shape, dictionary.shape, analysis.shape, theta.shape, grad.shape)
     return tuple(y.new_empty(shape if need else 0) for shape, need in zip(full, needs, strict=True))
 
 
@@ -228,17 +234,17 @@ def _lista_setup(ctx, inputs, output):
     ctx.rest = (stride, padding, dilation, groups, one_sided)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*output, *tensors)
+    ctx.save_for_backward(output[1], *tensors)
 
 
 def _lista_backward(ctx, grad, _):
     if grad is None:
         return (None,) * 12
-    codes, tape, *tensors = ctx.saved_tensors
+    tape, *tensors = ctx.saved_tensors
     if not ctx.has_tape:  # the caller did not expect a backward pass: run the iterations once more
         tape = ops.lista(*tensors, ctx.momentum, *ctx.rest, True)[1]
     needs = list(ctx.needs_input_grad[:5])
-    gradients = ops.lista_backward(grad, codes, tape, *tensors, ctx.momentum, *ctx.rest, needs)
+    gradients = ops.lista_backward(grad, tape, *tensors, ctx.momentum, *ctx.rest, needs)
     return *_needed(ctx, gradients, (0, 1, 2, 3, 4)), *[None] * 7
 
 

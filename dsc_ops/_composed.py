@@ -100,16 +100,13 @@ def lista(
         residual = y if z is None else y - synthesis(z, dictionary, y.shape[2:], *geometry)
         u = analysis(residual, weight, *geometry).contiguous()
         before, codes = codes, ops.soft_threshold(u, theta[k].contiguous(), None, z, one_sided)
-        if keep_tape and k + 1 < iterations:
+        if keep_tape:
             tape.append(codes)
-    if not keep_tape:
-        return codes, codes.new_empty(0)
-    return codes, torch.stack(tape) if tape else codes.new_empty([0, *codes.shape])
+    return codes, torch.stack(tape) if keep_tape else codes.new_empty(0)
 
 
 def lista_backward(
     grad: Tensor,
-    codes: Tensor,
     tape: Tensor,
     y: Tensor,
     dictionary: Tensor,
@@ -131,7 +128,7 @@ def lista_backward(
         for t, need in zip((y, dictionary, analysis_weight, theta), needs, strict=False)
     ]
     grad_y, grad_dictionary, grad_analysis, grad_theta = sums
-    x = [x0, *tape, codes]
+    x = [x0, *tape]
     grad_x, grad_before = grad, None  # of x_{k+1}; of x_k by way of z_{k+1}
     for k in reversed(range(theta.shape[0])):
         from_zero = k == 0 and x0 is None

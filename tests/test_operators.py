@@ -30,7 +30,7 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
     thetas, one_each = torch.rand(3, case.atoms, requires_grad=True), case.weight(3).float().requires_grad_()
     tied, grad = case.weight(1).float().requires_grad_(), torch.randn_like(x)
     one_theta, momentum = torch.rand(1, case.atoms, requires_grad=True), [0.0, 0.3, 0.5]
-    codes, tape = (t.detach() for t in ops.lista(y, weight, one_each, thetas, x, momentum, *rest, False, True))
+    tape = ops.lista(y, weight, one_each, thetas, x, momentum, *rest, False, True)[1].detach()
     last = x.detach().to(memory_format=torch.channels_last) if x.dim() == 4 else x.detach()
     return {
         "soft_threshold": [(x, theta, bias, grad, False), (last.clone().requires_grad_(), scalar, None, None, True)],
@@ -59,7 +59,6 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
         "lista_backward": [
             (
                 grad,
-                codes,
                 tape,
                 y.detach(),
                 weight.detach(),
@@ -121,11 +120,13 @@ def test_composition_for_cuda_equals_the_kernels(case):
     for needs in ([True] * 4, [False, True, True, False]):
         compare("conv_soft_threshold_backward", grad, codes, y, weight, theta, *rest, False, needs)
     for start, analysis, momentum in ((x, one_each, []), (None, tied, [0.0, 0.4, 0.7]), (x, tied, [0.0, 0.4, -0.3])):
-        codes, tape = compare("lista", y, weight, analysis, thetas, start, momentum, *rest, False, True)
-        compare("lista", y, weight, analysis, thetas, start, momentum, *rest, True, False)
+        arguments = (y, weight, analysis, thetas, start, momentum, *rest)
+        (codes, tape), (composed, composed_tape) = (m.lista(*arguments, False, True) for m in (ops, _composed))
+        torch.testing.assert_close(composed, codes)
+        torch.testing.assert_close(*(m.lista(*arguments, True, False)[0] for m in (ops, _composed)))
         for needs in ([True] * 4 + [start is not None], [False, True, False, True, False]):
-            arguments = (grad, codes, tape, y, weight, analysis, thetas, start, momentum, *rest, False, needs)
-            compare("lista_backward", *arguments)
+            ours = ops.lista_backward(grad, tape, *arguments, False, needs)
+            torch.testing.assert_close(_composed.lista_backward(grad, composed_tape, *arguments, False, needs), ours)
 
 
 def network(case: Convolution, theta: torch.Tensor, weight: torch.Tensor):
@@ -213,7 +214,7 @@ def test_no_tape_is_kept_for_inference():
     y, weight = case.signal().float(), case.weight(1).float()
     arguments = (y, weight[0], weight, torch.rand(3, case.atoms), None, [], *trailing(case), False)
     assert ops.lista(*arguments, False)[1].numel() == 0
-    assert ops.lista(*arguments, True)[1].shape[0] == 2
+    assert ops.lista(*arguments, True)[1].numel() > 0
 
 
 def test_a_backward_pass_that_kept_no_tape_runs_the_iterations_again():

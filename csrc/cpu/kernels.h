@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "../core/code_format.h"
 #include "../core/geometry.h"
 #include "../core/scalar.h"
 #include "../core/threshold.h"
@@ -179,6 +180,124 @@ struct Correlation {
   A* partial;
 };
 
+// --- packed codes (packed_kernels.h) --------------------------------------------------------------------------------
+// A kernel works on a unit: consecutive code pixels of one group, whose patches lie in a plane, the unit's own copy of
+// the part of the signal that it meets, with a border for the padding.
+
+constexpr int64_t block_pixels = 48;    // pixels that share a place in a packed code
+constexpr int64_t tile_pixels = 6;      // pixels of a register tile
+constexpr int64_t taps_per_range = 256;  // taps of the weights of a tile of atoms that stay in the first-level cache
+static_assert(block_pixels % tile_pixels == 0);
+
+DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+// Where the patch of a code pixel lies in a plane: runs of contiguous values; and how a table of atoms, each as long as
+// a patch, is cut into chunks: [chunk][atom][values of the chunk].
+struct Patches {
+  int64_t segments, length;
+  int64_t size;            // segments * length
+  const int64_t* segment;  // where each run begins, from the pixel's own place
+  int64_t chunks;
+  const int64_t* chunk_vectors;
+};
+
+// The packed codes of a unit; values of the whole arena. Absent (masks null) for a zero code.
+template <typename A>
+struct PackedCodes {
+  uint8_t* masks;
+  Place* places;
+  A* values;
+};
+
+// plane += sum of value * atom
+template <typename A>
+struct PackedSynthesis {
+  int64_t pixels, atoms;
+  const int64_t* base;  // of each pixel in the plane
+  Patches patches;
+  PackedCodes<A> codes;
+  const A* table;
+  A* plane;
+};
+
+// codes = T(start + A_W(plane)); `used` counts the values in the arena, for all threads.
+template <typename T>
+struct PackedAnalysis {
+  using A = accumulate_t<T>;
+  int64_t pixels, atoms;
+  const int64_t* base;
+  Patches patches;
+  const A* plane;
+  const A* weight;  // packed [range of taps][tile of atoms][tap][atom]
+  const A* theta;   // of each atom, and as many more as fill up the last vector
+  bool one_sided;
+  PackedCodes<A> start;
+  PackedCodes<A> codes;
+  int64_t* used;
+};
+
+// From the gradient on the support of the codes: gradient += corr(residual, grad), plane += S(grad),
+// grad_theta -= sign(x) grad. What is not wanted is null.
+template <typename A>
+struct PackedBackwardAnalysis {
+  int64_t pixels, atoms;
+  const int64_t* base;
+  Patches patches;
+  PackedCodes<A> codes;
+  PackedCodes<A> grad;  // places and values
+  const A* residual;
+  const A* table;
+  A* gradient;
+  double* grad_theta;
+  A* plane;
+};
+
+// On the support of the codes: result = grad - A(plane), gradient -= corr(plane, codes).
+template <typename A>
+struct PackedBackwardSynthesis {
+  int64_t pixels, atoms;
+  const int64_t* base;
+  Patches patches;
+  PackedCodes<A> codes;
+  PackedCodes<A> grad;  // on its own support
+  const A* plane;
+  const A* table;
+  A* gradient;  // or null
+  PackedCodes<A> result;
+  int64_t* used;
+};
+
+// result = a x + b y on the mask `on`, or on the union of both supports; y may be absent.
+template <typename A>
+struct PackedCombine {
+  int64_t pixels, atoms;
+  A a;
+  PackedCodes<A> x;
+  A b;
+  PackedCodes<A> y;
+  const uint8_t* on;
+  PackedCodes<A> result;
+  int64_t* used;
+};
+
+// The unit's pixels are [first, first + pixels) of the group's; image_size is the distance from one image of the dense
+// code to the next.
+template <typename T>
+struct PackedToDense {
+  int64_t pixels, atoms, first, image_pixels, image_size;
+  PackedCodes<accumulate_t<T>> codes;
+  T* dense;
+};
+
+template <typename T>
+struct PackedFromDense {
+  int64_t pixels, atoms, first, image_pixels, image_size;
+  const T* dense;
+  const uint8_t* on;  // the support to read, or null for the code's own
+  PackedCodes<accumulate_t<T>> codes;
+  int64_t* used;
+};
+
 // One instruction set level's kernels for element type T. Each takes a scratch of the size it asks for, aligned to 64
 // bytes.
 template <typename T>
@@ -186,6 +305,8 @@ struct Kernels {
   int64_t tile_atoms;
   int64_t pixels_per_task;
   int64_t lanes;
+  int64_t tile_vectors;   // of atoms in a register tile of packed_analysis, at most
+  int64_t chunk_vectors;  // of a chunk of a table, at most
   int64_t (*analysis_scratch)(const Geometry&);
   int64_t (*pixel_list_scratch)(const Geometry&);
   void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);
@@ -198,6 +319,14 @@ struct Kernels {
   void (*analysis)(const Analysis<T>&, int64_t begin, int64_t end, char* scratch);
   void (*synthesis)(const Synthesis<T>&, int64_t begin, int64_t end, char* scratch);
   void (*correlation)(const Correlation<T>&, int64_t begin, int64_t end, char* scratch);
+  int64_t (*workspace_size)(int64_t atoms, int64_t patch);
+  void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
+  void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);
+  void (*packed_backward_analysis)(const PackedBackwardAnalysis<accumulate_t<T>>&, char* scratch);
+  void (*packed_backward_synthesis)(const PackedBackwardSynthesis<accumulate_t<T>>&, char* scratch);
+  void (*packed_combine)(const PackedCombine<accumulate_t<T>>&, char* scratch);
+  void (*packed_to_dense)(const PackedToDense<T>&, char* scratch);
+  void (*packed_from_dense)(const PackedFromDense<T>&, char* scratch);
 };
 
 struct KernelSet {
@@ -211,6 +340,9 @@ extern const KernelSet kernels_baseline;
 extern const KernelSet kernels_avx2;
 extern const KernelSet kernels_avx512;
 
-DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+// Vectors of the tile of atoms that begins `left` vectors before the end.
+DSC_HOST_DEVICE int64_t tile_vectors_of(int64_t most, int64_t left) {
+  return most >= 4 && left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
 
 }  // namespace dsc::cpu

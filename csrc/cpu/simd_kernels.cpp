@@ -6,6 +6,7 @@
 #define DSC_CONCAT(a, b) DSC_CONCAT_(a, b)
 
 #include "convolution_kernels.h"
+#include "packed_kernels.h"
 #include "penalty_kernels.h"
 #include "threshold_kernels.h"
 
@@ -18,6 +19,8 @@ constexpr Kernels<T> make_kernels() {
   return {Tile::atoms,
           Tile::pixels_per_task,
           Vector<accumulate_t<T>>::lanes,
+          tile_vectors,
+          chunk_vectors,
           analysis_scratch<T>,
           pixel_list_scratch<T>,
           soft_threshold_tasks<T>,
@@ -29,7 +32,15 @@ constexpr Kernels<T> make_kernels() {
           combine_range<T>,
           analysis_tasks<T>,
           synthesis_tasks<T>,
-          correlation_tasks<T>};
+          correlation_tasks<T>,
+          workspace_size<accumulate_t<T>>,
+          packed_synthesis<accumulate_t<T>>,
+          packed_analysis<T>,
+          packed_backward_analysis<accumulate_t<T>>,
+          packed_backward_synthesis<accumulate_t<T>>,
+          packed_combine<accumulate_t<T>>,
+          packed_to_dense<T>,
+          packed_from_dense<T>};
 }
 
 }  // namespace DSC_CPU_LEVEL

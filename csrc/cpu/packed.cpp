@@ -1,0 +1,233 @@
+#include "packed.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace dsc::cpu {
+namespace {
+
+// Enough units for as many threads, as long as each has some work to do (products of a signal value and an atom's).
+constexpr int64_t most_units = 32, least_products = int64_t{1} << 21, least_pixels = 2 * block_pixels;
+
+// A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.
+constexpr int64_t cache_bytes = 28 * 1024;
+
+}  // namespace
+
+Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t value_size) : g(geometry) {
+  if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
+    std::swap(g.signal_h, g.signal_w);
+    std::swap(g.code_h, g.code_w);
+    std::swap(g.kernel_h, g.kernel_w);
+    std::swap(g.stride_h, g.stride_w);
+    std::swap(g.padding_h, g.padding_w);
+    std::swap(g.dilation_h, g.dilation_w);
+  }
+  const int64_t channels = g.group_signal_channels();
+  group_pixels = g.batch * g.code_pixels();
+  group_signal = g.batch * channels * g.signal_pixels();
+  stride = padded(g.patch(), vector);
+  make_units();
+
+  plane_w = (g.code_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
+  column = plane_h * channels;
+  if (column * value_size % 2048 == 0) column += vector;  // columns of neighbours are not to share cache sets
+  plane_image = plane_w * column;
+
+  const bool rows_touch = g.dilation_h == 1;  // then a column of a patch is one run of values
+  for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+    for (int64_t kh = 0; kh < (rows_touch ? 1 : g.kernel_h); ++kh)
+      segment_.push_back(kw * g.dilation_w * column + kh * g.dilation_h * channels);
+  for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
+      for (int64_t c = 0; c < channels; ++c) tap.push_back((c * g.kernel_h + kh) * g.kernel_w + kw);
+
+  int64_t most_pixels = 0, images = 0;
+  for (const Unit& unit : units) {
+    most_pixels = std::max(most_pixels, unit.pixels);
+    images = std::max(images, unit.images);
+  }
+  plane_size = padded(images * plane_image + 2 * vector, vector);
+  for (int64_t p = 0; p < most_pixels; ++p) {
+    const int64_t w = p % g.code_w, row = p / g.code_w, image_rows = images > 1 ? g.code_h : most_pixels;
+    base.push_back(row / image_rows * plane_image + w * g.stride_w * column +
+                   row % image_rows * g.stride_h * channels);
+  }
+
+  const int64_t vectors = stride / vector;
+  const int64_t affordable = cache_bytes / (2 * g.group_code_channels() * vector * value_size);
+  const int64_t most = std::clamp<int64_t>(affordable, std::min<int64_t>(4, chunk_vectors), chunk_vectors);
+  const int64_t chunks = (vectors + most - 1) / most;
+  for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors * (c + 1) / chunks - vectors * c / chunks);
+}
+
+void Plan::make_units() {
+  const int64_t pixels = g.code_pixels(), all = g.batch * g.groups;
+  const int64_t products = g.patch() * g.group_code_channels();
+  const int64_t least = std::max(least_pixels, least_products / std::max<int64_t>(1, products));
+  int64_t strips = 1, images = 1;
+  if (all < most_units && pixels >= 2 * least)
+    strips = std::clamp<int64_t>(std::min(most_units / std::max<int64_t>(1, all), pixels / least), 1, g.code_h);
+  else
+    images = std::clamp<int64_t>(std::max((all + most_units - 1) / most_units, (least + pixels - 1) / pixels), 1,
+                                 std::max<int64_t>(1, g.batch));
+  const int64_t rows = (g.code_h + strips - 1) / strips;
+  strips = (g.code_h + rows - 1) / rows;
+  plane_h = (rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
+  blocks = 0;
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t image = 0; image < g.batch; image += images)
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        Unit unit{};
+        const int64_t from = strip * rows, to = std::min(g.code_h, from + rows);
+        unit.group = group;
+        unit.image = image;
+        unit.images = std::min(images, g.batch - image);
+        unit.first = image * pixels + from * g.code_w;
+        unit.pixels = unit.images > 1 ? unit.images * pixels : (to - from) * g.code_w;
+        unit.block = blocks;
+        unit.strip = strip;
+        unit.strips = strips;
+        unit.row = from * g.stride_h;
+        const auto signal_row = [&](int64_t code_row) {
+          return std::clamp<int64_t>(code_row * g.stride_h - g.padding_h, 0, g.signal_h);
+        };
+        unit.own_from = strip == 0 ? 0 : signal_row(from);
+        unit.own_to = strip + 1 == strips ? g.signal_h : signal_row(to);
+        blocks += (unit.pixels + block_pixels - 1) / block_pixels;
+        units.push_back(unit);
+      }
+}
+
+template <typename T>
+void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact) {
+  const Geometry& g = plan.g;
+  const int64_t channels = g.group_signal_channels(), h = g.signal_h, w = g.signal_w;
+  parallel(g.groups * g.batch, grain_of(channels * h * w), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / g.batch, n = i % g.batch;
+      const T* const in = signal + (n * g.signal_channels + group * channels) * h * w;
+      accumulate_t<T>* const out = compact + i * channels * h * w;
+      for (int64_t row = 0; row < h; ++row)
+        for (int64_t c = 0; c < channels; ++c)
+          for (int64_t column = 0; column < w; ++column)
+            out[(column * h + row) * channels + c] = load(in[(c * h + row) * w + column]);
+    }
+  });
+}
+
+template <typename T>
+void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal) {
+  const Geometry& g = plan.g;
+  const int64_t channels = g.group_signal_channels(), h = g.signal_h, w = g.signal_w;
+  parallel(g.groups * g.batch, grain_of(channels * h * w), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / g.batch, n = i % g.batch;
+      T* const out = signal + (n * g.signal_channels + group * channels) * h * w;
+      const accumulate_t<T>* const in = compact + i * channels * h * w;
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t row = 0; row < h; ++row)
+          for (int64_t column = 0; column < w; ++column)
+            out[(c * h + row) * w + column] = store<T>(in[(column * h + row) * channels + c]);
+    }
+  });
+}
+
+template <typename T>
+Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale) {
+  using A = accumulate_t<T>;
+  const Kernels<T>& k = kernels<T>();
+  const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch();
+  const int64_t width = padded(atoms, std::max<int64_t>(k.lanes, 8));
+  Buffer<A> packed(plan.g.groups * width * patch);
+  A* out = packed.get();
+  for (int64_t group = 0; group < plan.g.groups; ++group) {
+    const T* const in = weight + group * atoms * patch;
+    for (int64_t from = 0; from < patch; from += taps_per_range)
+      for (int64_t first = 0; first < width;) {
+        const int64_t tile = tile_vectors_of(k.tile_vectors, (width - first) / k.lanes) * k.lanes;
+        for (int64_t j = from; j < std::min(patch, from + taps_per_range); ++j)
+          for (int64_t m = first; m < first + tile; ++m)
+            *out++ = m < atoms ? scale * load(in[m * patch + plan.tap[j]]) : A(0);
+        first += tile;
+      }
+  }
+  return packed;
+}
+
+template <typename T>
+Buffer<accumulate_t<T>> atom_table(const Plan& plan, const T* weight) {
+  using A = accumulate_t<T>;
+  const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch(), lanes = kernels<T>().lanes;
+  const Patches patches = plan.patches();
+  Buffer<A> table(plan.g.groups * plan.table_size());
+  A* out = table.get();
+  for (int64_t group = 0; group < plan.g.groups; ++group)
+    for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes)
+      for (int64_t m = 0; m < atoms; ++m)
+        for (int64_t j = first; j < first + patches.chunk_vectors[c] * lanes; ++j)
+          *out++ = j < patch ? load(weight[(group * atoms + m) * patch + plan.tap[j]]) : A(0);
+  return table;
+}
+
+template <typename A>
+void make_plane(const Plan& plan, int64_t index, const A* source, const A* planes, A sign, A* out, A* own, bool add) {
+  const Geometry& g = plan.g;
+  const Unit& unit = plan.units[index];
+  const int64_t channels = g.group_signal_channels();
+  const int64_t top = unit.row - g.padding_h;  // signal row of the plane's first row
+  const int64_t from = std::clamp<int64_t>(-top, 0, plan.plane_h);
+  const int64_t to = std::clamp<int64_t>(g.signal_h - top, from, plan.plane_h);
+  for (int64_t i = 0; i < unit.images; ++i)
+    for (int64_t x = 0; x < plan.plane_w; ++x) {
+      A* const target = out + i * plan.plane_image + x * plan.column;
+      const int64_t w = x - g.padding_w;
+      if (w < 0 || w >= g.signal_w) {
+        std::memset(target, 0, plan.column * sizeof(A));
+        continue;
+      }
+      const int64_t compact =
+          (((unit.group * g.batch + unit.image + i) * g.signal_w + w) * g.signal_h + top) * channels;
+      std::memset(target, 0, from * channels * sizeof(A));
+      std::memset(target + to * channels, 0, (plan.column - to * channels) * sizeof(A));
+      if (source)
+        std::memcpy(target + from * channels, source + compact + from * channels, (to - from) * channels * sizeof(A));
+      else
+        std::memset(target + from * channels, 0, (to - from) * channels * sizeof(A));
+      if (planes)
+        for (int64_t other = index - unit.strip; other < index - unit.strip + unit.strips; ++other) {
+          const int64_t shift = plan.units[other].row - unit.row;  // its first row, seen from this plane
+          const int64_t begin = std::max(from, shift), end = std::min(to, shift + plan.plane_h);
+          if (begin >= end) continue;
+          const A* const in = planes + other * plan.plane_size + i * plan.plane_image + x * plan.column;
+          const A* const values = in + (begin - shift) * channels;
+          A* const rows = target + begin * channels;
+          for (int64_t j = 0; j < (end - begin) * channels; ++j) rows[j] += sign * values[j];
+        }
+      if (own) {
+        const int64_t begin = std::clamp(unit.own_from - top, from, to), end = std::clamp(unit.own_to - top, from, to);
+        A* const rows = own + compact + begin * channels;
+        const A* const values = target + begin * channels;
+        const int64_t size = std::max<int64_t>(0, end - begin) * channels;
+        if (add)
+          for (int64_t j = 0; j < size; ++j) rows[j] += values[j];
+        else
+          std::memcpy(rows, values, size * sizeof(A));
+      }
+    }
+}
+
+#define DSC_INSTANTIATE(T)                                                                    \
+  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                          \
+  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                        \
+  template Buffer<accumulate_t<T>> analysis_weight(const Plan&, const T*, accumulate_t<T>);   \
+  template Buffer<accumulate_t<T>> atom_table(const Plan&, const T*);
+DSC_INSTANTIATE(float)
+DSC_INSTANTIATE(double)
+DSC_INSTANTIATE(bfloat16)
+DSC_INSTANTIATE(float16)
+#undef DSC_INSTANTIATE
+template void make_plane(const Plan&, int64_t, const float*, const float*, float, float*, float*, bool);
+template void make_plane(const Plan&, int64_t, const double*, const double*, double, double*, double*, bool);
+
+}  // namespace dsc::cpu

@@ -1,0 +1,694 @@
+// The products of lista on packed codes (core/code_format.h), at one instruction set level.
+//
+//   analysis     x = T(z + A_W(r)), packed: a matrix product in register tiles, the only dense work
+//   synthesis    plane += S_D(z)
+//   backward A   on the support of x:  dW += corr(r, g),  plane += S_W(g),  dtheta -= sign(x) g
+//   backward B   on the support of z:  dD -= corr(gr, z),  gz = gu - A_D(gr)
+//
+// All but the first go from non-zero to non-zero, so they cost in proportion to them. A block of pixels is worked on at
+// a time: its patches are copied from the plane into rows of their own (or added from there to the plane), which takes
+// care of every kernel size, stride and dilation. The tables of atoms are cut into chunks of as many vectors as fit
+// into registers, so that a chunk of a table, and of its gradient, stays in the first-level cache.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace dsc::cpu {
+namespace DSC_CPU_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int64_t tile_vectors = 4;  // 6 x 4 accumulators of the 32 registers
+constexpr int64_t chunk_vectors = 8;
+#else
+constexpr int64_t tile_vectors = 2;  // 6 x 2 accumulators of the 16 registers
+constexpr int64_t chunk_vectors = 7;  // a sum and a patch of 7 each
+#endif
+
+// --- vectors and bits -----------------------------------------------------------------------------------------------
+
+// For each byte: where its set bits are, and for each bit how many stand below it (negative where it is not set).
+struct BitTables {
+  uint8_t position[256][8];
+  int8_t rank[256][8];
+  constexpr BitTables() : position(), rank() {
+    for (int byte = 0; byte < 256; ++byte) {
+      int count = 0;
+      for (int bit = 0; bit < 8; ++bit) {
+        const bool set = byte >> bit & 1;
+        rank[byte][bit] = static_cast<int8_t>(set ? count : -128);
+        if (set) position[byte][count++] = static_cast<uint8_t>(bit);
+      }
+    }
+  }
+};
+alignas(64) constexpr BitTables bit_tables;
+
+// Bits of the lanes that are not zero (NaN is not).
+template <typename A>
+DSC_HOST_DEVICE unsigned nonzero_lanes(const A* x) {
+  unsigned bits = 0;
+  for (int i = 0; i < Vector<A>::lanes; ++i) bits |= unsigned(x[i] != A(0)) << i;
+  return bits;
+}
+
+// x[i] += the next value for each set bit; may read `lanes` values.
+template <typename A>
+DSC_HOST_DEVICE void add_expanded(unsigned bits, const A* values, A* x) {
+  for (int i = 0; i < Vector<A>::lanes; ++i)
+    if (bits >> i & 1) x[i] += *values++;
+}
+
+// The values at the set bits of x, side by side; may write `lanes` values.
+template <typename A>
+DSC_HOST_DEVICE void compress(unsigned bits, const A* x, A* values) {
+  for (int i = 0; i < Vector<A>::lanes; ++i)
+    if (bits >> i & 1) *values++ = x[i];
+}
+
+template <typename A>
+DSC_HOST_DEVICE A sum_of_lanes(typename Vector<A>::type v) {
+  A sum = v[0];
+  for (int i = 1; i < Vector<A>::lanes; ++i) sum += v[i];
+  return sum;
+}
+
+#if defined(__AVX512F__)
+DSC_HOST_DEVICE unsigned nonzero_lanes(const float* x) {
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
+DSC_HOST_DEVICE void add_expanded(unsigned bits, const float* values, float* x) {
+  const __m512 v = _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
+  _mm512_storeu_ps(x, _mm512_add_ps(_mm512_loadu_ps(x), v));
+}
+DSC_HOST_DEVICE void compress(unsigned bits, const float* x, float* values) {
+  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(x)));
+}
+DSC_HOST_DEVICE unsigned nonzero_lanes(const double* x) {
+  return _mm512_cmp_pd_mask(_mm512_loadu_pd(x), _mm512_setzero_pd(), _CMP_NEQ_UQ);
+}
+DSC_HOST_DEVICE void add_expanded(unsigned bits, const double* values, double* x) {
+  const __m512d v = _mm512_maskz_expand_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(values));
+  _mm512_storeu_pd(x, _mm512_add_pd(_mm512_loadu_pd(x), v));
+}
+DSC_HOST_DEVICE void compress(unsigned bits, const double* x, double* values) {
+  _mm512_storeu_pd(values, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(x)));
+}
+template <>
+DSC_HOST_DEVICE float sum_of_lanes<float>(Vector<float>::type v) {
+  return _mm512_reduce_add_ps((__m512)v);
+}
+#elif defined(__AVX2__)
+DSC_HOST_DEVICE unsigned nonzero_lanes(const float* x) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+DSC_HOST_DEVICE void add_expanded(unsigned bits, const float* values, float* x) {
+  const __m128i rank = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.rank[bits]));
+  const __m256i index = _mm256_cvtepi8_epi32(rank);
+  const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), index);
+  const __m256 masked = _mm256_blendv_ps(v, _mm256_setzero_ps(), _mm256_castsi256_ps(index));
+  _mm256_storeu_ps(x, _mm256_add_ps(_mm256_loadu_ps(x), masked));
+}
+DSC_HOST_DEVICE void compress(unsigned bits, const float* x, float* values) {
+  const __m128i position = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.position[bits]));
+  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps(_mm256_loadu_ps(x), _mm256_cvtepu8_epi32(position)));
+}
+template <>
+DSC_HOST_DEVICE float sum_of_lanes<float>(Vector<float>::type v) {
+  const __m256 all = (__m256)v;
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+#endif
+
+// Bits of lanes [vector * lanes, (vector + 1) * lanes) of a mask.
+template <typename A>
+DSC_HOST_DEVICE unsigned lane_bits(const uint8_t* mask, int64_t vector) {
+  constexpr int lanes = Vector<A>::lanes;
+  if (lanes == 16) return mask[2 * vector] | unsigned(mask[2 * vector + 1]) << 8;
+  if (lanes == 8) return mask[vector];
+  return mask[vector * lanes / 8] >> vector * lanes % 8 & ((1u << lanes) - 1);
+}
+
+// Adds the lanes' bits to a mask whose bytes were zero.
+template <typename A>
+DSC_HOST_DEVICE void set_lane_bits(uint8_t* mask, int64_t vector, unsigned bits) {
+  constexpr int lanes = Vector<A>::lanes;
+  mask[vector * lanes / 8] |= static_cast<uint8_t>(bits << vector * lanes % 8);
+  if (lanes == 16) mask[2 * vector + 1] = static_cast<uint8_t>(bits >> 8);
+}
+
+// Atoms of a row in memory: whole vectors, and whole bytes of a mask.
+template <typename A>
+DSC_HOST_DEVICE int64_t row_atoms(int64_t atoms) {
+  return padded(atoms, Vector<A>::lanes > 8 ? Vector<A>::lanes : 8);
+}
+
+// row += the pixel's values; returns the values after them.
+template <typename A>
+DSC_HOST_DEVICE const A* add_values(const uint8_t* mask, const A* values, int64_t width, A* row) {
+  for (int64_t vector = 0; vector < width / Vector<A>::lanes; ++vector) {
+    const unsigned bits = lane_bits<A>(mask, vector);
+    add_expanded(bits, values, row + vector * Vector<A>::lanes);
+    values += __builtin_popcount(bits);
+  }
+  return values;
+}
+
+// The values of row where the mask is set; returns the place after them.
+template <typename A>
+DSC_HOST_DEVICE A* take_values(const uint8_t* mask, const A* row, int64_t width, A* values) {
+  for (int64_t vector = 0; vector < width / Vector<A>::lanes; ++vector) {
+    const unsigned bits = lane_bits<A>(mask, vector);
+    compress(bits, row + vector * Vector<A>::lanes, values);
+    values += __builtin_popcount(bits);
+  }
+  return values;
+}
+
+// Packs a row that is zero beyond its atoms: its mask and its non-zeros; returns the place after them.
+template <typename A>
+DSC_HOST_DEVICE A* pack_row(const A* row, int64_t width, uint8_t* mask, int64_t bytes, A* values) {
+  for (int64_t i = 0; i < bytes; ++i) mask[i] = 0;
+  for (int64_t vector = 0; vector < width / Vector<A>::lanes; ++vector) {
+    const A* const x = row + vector * Vector<A>::lanes;
+    const unsigned bits = nonzero_lanes(x);
+    set_lane_bits<A>(mask, vector, bits);
+    compress(bits, x, values);
+    values += __builtin_popcount(bits);
+  }
+  return values;
+}
+
+// --- blocks of pixels -----------------------------------------------------------------------------------------------
+
+// Working memory of one thread. Rows of patches and of atoms for a block of pixels, and the block's list of non-zeros.
+template <typename A>
+struct Workspace {
+  int64_t width, stride;
+  A *patches, *products, *rows, *values;
+  int32_t* atoms;
+  int32_t counts[block_pixels];
+
+  static int64_t align(int64_t bytes) { return padded(bytes, 64); }
+  static int64_t size(int64_t atoms, int64_t patch) {
+    constexpr int64_t slack = 2 * Vector<A>::lanes;
+    const int64_t width = row_atoms<A>(atoms), stride = padded(patch, Vector<A>::lanes);
+    return 2 * align((block_pixels * stride + slack) * sizeof(A)) +
+           2 * align((block_pixels * width + slack) * sizeof(A)) +
+           align((block_pixels * width + 8) * sizeof(int32_t));
+  }
+
+  Workspace(int64_t group_atoms, int64_t patch, char* memory) {
+    constexpr int64_t slack = 2 * Vector<A>::lanes;
+    width = row_atoms<A>(group_atoms);
+    stride = padded(patch, Vector<A>::lanes);
+    const int64_t patch_bytes = align((block_pixels * stride + slack) * sizeof(A));
+    const int64_t row_bytes = align((block_pixels * width + slack) * sizeof(A));
+    patches = reinterpret_cast<A*>(memory);
+    products = reinterpret_cast<A*>(memory += patch_bytes);
+    rows = reinterpret_cast<A*>(memory += patch_bytes);
+    values = reinterpret_cast<A*>(memory += row_bytes);
+    atoms = reinterpret_cast<int32_t*>(memory + row_bytes);
+  }
+};
+
+template <typename A>
+int64_t workspace_size(int64_t atoms, int64_t patch) {
+  return Workspace<A>::size(atoms, patch);
+}
+
+DSC_HOST_DEVICE int64_t block_count(int64_t pixels) { return (pixels + block_pixels - 1) / block_pixels; }
+
+DSC_HOST_DEVICE int64_t block_size(int64_t pixels, int64_t block) {
+  const int64_t left = pixels - block * block_pixels;
+  return left < block_pixels ? left : block_pixels;
+}
+
+// The atoms of the block's non-zeros, pixel after pixel.
+template <typename A>
+DSC_HOST_DEVICE void list_atoms(const uint8_t* masks, int64_t bytes, int64_t pixels, Workspace<A>& work) {
+  int32_t* out = work.atoms;
+  for (int64_t p = 0; p < pixels; ++p) {
+    int32_t* const first = out;
+    for (int64_t b = 0; b < bytes; ++b, ++masks) {
+      const uint8_t* const position = bit_tables.position[*masks];
+      for (int i = 0; i < 8; ++i) out[i] = static_cast<int32_t>(8 * b) + position[i];
+      out += __builtin_popcount(*masks);
+    }
+    work.counts[p] = static_cast<int32_t>(out - first);
+  }
+}
+
+// Copies each pixel's patch into a row, zero up to the row's end.
+template <typename A>
+DSC_HOST_DEVICE void copy_patches(const Patches& patches, const A* plane, const int64_t* base, int64_t pixels,
+                                  const Workspace<A>& work) {
+  using V = typename Vector<A>::type;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  const int64_t length = patches.length;
+  for (int64_t p = 0; p < pixels; ++p) {
+    A* out = work.patches + p * work.stride;
+    for (int64_t s = 0; s < patches.segments; ++s, out += length) {
+      const A* const in = plane + base[p] + patches.segment[s];
+      for (int64_t i = 0; i < length; i += lanes)
+        *reinterpret_cast<V*>(out + i) = *reinterpret_cast<const V*>(in + i);
+    }
+    *reinterpret_cast<V*>(out) = V{};
+  }
+}
+
+// Adds each pixel's row of products to its patch in the plane.
+template <typename A>
+DSC_HOST_DEVICE void add_patches(const Patches& patches, const Workspace<A>& work, const int64_t* base, int64_t pixels,
+                                 A* plane) {
+  using V = typename Vector<A>::type;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  const int64_t length = patches.length, whole = length / lanes * lanes;
+  A mask_values[lanes];
+  for (int64_t i = 0; i < lanes; ++i) mask_values[i] = whole + i < length ? A(1) : A(0);
+  const auto mask = *reinterpret_cast<const V*>(mask_values) != V{};
+  for (int64_t p = 0; p < pixels; ++p) {
+    if (work.counts[p] == 0) continue;
+    const A* in = work.products + p * work.stride;
+    for (int64_t s = 0; s < patches.segments; ++s, in += length) {
+      A* const out = plane + base[p] + patches.segment[s];
+      for (int64_t i = 0; i < whole; i += lanes)
+        *reinterpret_cast<V*>(out + i) += *reinterpret_cast<const V*>(in + i);
+      if (whole < length) *reinterpret_cast<V*>(out + whole) += mask ? *reinterpret_cast<const V*>(in + whole) : V{};
+    }
+  }
+}
+
+// Calls f.template run<vectors>(table offset, first value of the patch) for each chunk of a table of atoms.
+template <typename A, int most, typename F>
+DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const F& f) {
+  constexpr int64_t lanes = Vector<A>::lanes;
+  for (int64_t c = 0, first = 0; c < patches.chunks; ++c) {
+    const int64_t vectors = patches.chunk_vectors[c];
+    const int64_t offset = atoms * first * lanes;
+    switch (vectors) {
+#define DSC_CHUNK(n) \
+  case n:            \
+    if constexpr (n <= most) f.template run<n>(offset, first * lanes); \
+    break;
+      DSC_CHUNK(1)
+      DSC_CHUNK(2)
+      DSC_CHUNK(3)
+      DSC_CHUNK(4)
+      DSC_CHUNK(5)
+      DSC_CHUNK(6)
+      DSC_CHUNK(7)
+      DSC_CHUNK(8)
+#undef DSC_CHUNK
+    }
+    first += vectors;
+  }
+}
+
+// --- synthesis ------------------------------------------------------------------------------------------------------
+
+// products[pixel] = sum over the pixel's non-zeros of value * atom.
+template <typename A>
+struct SumAtoms {
+  const Workspace<A>& work;
+  const A* values;
+  const A* table;
+  int64_t pixels;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    using V = typename Vector<A>::type;
+    constexpr int64_t lanes = Vector<A>::lanes;
+    const A* const chunk = table + offset;
+    const A* value = values;
+    const int32_t* atom = work.atoms;
+    for (int64_t p = 0; p < pixels; ++p) {
+      V sum[vectors] = {};
+      for (int32_t i = work.counts[p]; i > 0; --i, ++value, ++atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * lanes));
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sum[v] += *value * row[v];
+      }
+      V* const out = reinterpret_cast<V*>(work.products + p * work.stride + first);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) out[v] = sum[v];
+    }
+  }
+};
+
+template <typename A>
+void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
+  Workspace<A> work(p.atoms, p.patches.size, scratch);
+  const int64_t bytes = mask_bytes(p.atoms);
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t count = block_size(p.pixels, block), first = block * block_pixels;
+    if (p.codes.places[block].count == 0) continue;
+    list_atoms(p.codes.masks + first * bytes, bytes, count, work);
+    const SumAtoms<A> sum{work, p.codes.values + p.codes.places[block].first, p.table, count};
+    for_each_chunk<A, chunk_vectors>(p.patches, p.atoms, sum);
+    add_patches(p.patches, work, p.base + first, count, p.plane);
+  }
+}
+
+// --- analysis -------------------------------------------------------------------------------------------------------
+
+// u[t] (+)= products of pixel t's taps [from, to) with `vectors` vectors of atoms, for tile_pixels pixels.
+template <int vectors, typename A>
+DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64_t to, const A* weight,
+                                     const A* const* pixel, A* u, int64_t width) {
+  using V = typename Vector<A>::type;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  V sum[tile_pixels][vectors] = {};
+  if (from > 0)
+    for (int t = 0; t < tile_pixels; ++t)
+      for (int v = 0; v < vectors; ++v) sum[t][v] = *reinterpret_cast<const V*>(u + t * width + v * lanes);
+  int64_t segment = from / patches.length, i = from % patches.length;
+  for (int64_t left = to - from; left > 0; ++segment, i = 0) {
+    const int64_t stop = patches.length - i < left ? patches.length : i + left;
+    left -= stop - i;
+    const A* tap[tile_pixels];
+#pragma GCC unroll 8
+    for (int t = 0; t < tile_pixels; ++t) tap[t] = pixel[t] + patches.segment[segment];
+    for (; i < stop; ++i, weight += vectors * lanes) {
+      V w[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) w[v] = *reinterpret_cast<const V*>(weight + v * lanes);
+#pragma GCC unroll 8
+      for (int t = 0; t < tile_pixels; ++t) {
+        const A x = tap[t][i];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sum[t][v] += x * w[v];
+      }
+    }
+  }
+  for (int t = 0; t < tile_pixels; ++t)
+    for (int v = 0; v < vectors; ++v) *reinterpret_cast<V*>(u + t * width + v * lanes) = sum[t][v];
+}
+
+// work.rows = A_W of a block of pixels. The weights are packed [range of taps][tile of atoms][tap][atom in the tile].
+template <typename A>
+DSC_HOST_DEVICE void multiply_block(const Patches& patches, const A* weight, const A* plane, const int64_t* base,
+                                    int64_t pixels, const Workspace<A>& work) {
+  constexpr int64_t lanes = Vector<A>::lanes;
+  const A* pixel[block_pixels];
+  for (int64_t t = 0; t < block_pixels; ++t) pixel[t] = plane + base[t < pixels ? t : 0];
+  for (int64_t from = 0; from < patches.size; from += taps_per_range) {
+    const int64_t to = from + taps_per_range < patches.size ? from + taps_per_range : patches.size;
+    for (int64_t atom = 0; atom < work.width;) {
+      const int64_t vectors = tile_vectors_of(tile_vectors, (work.width - atom) / lanes);
+      for (int64_t t = 0; t < pixels; t += tile_pixels) {
+        A* const u = work.rows + t * work.width + atom;
+        if (vectors == 4)
+          multiply_pixels<4>(patches, from, to, weight, pixel + t, u, work.width);
+        else if (vectors == 2)
+          multiply_pixels<2>(patches, from, to, weight, pixel + t, u, work.width);
+        else
+          multiply_pixels<1>(patches, from, to, weight, pixel + t, u, work.width);
+      }
+      weight += vectors * lanes * (to - from);
+      atom += vectors * lanes;
+    }
+  }
+}
+
+template <bool one_sided, typename T>
+DSC_HOST_DEVICE void threshold_row(const accumulate_t<T>* theta, int64_t atoms, int64_t width, accumulate_t<T>* row) {
+  using A = accumulate_t<T>;
+  for (int64_t m = 0; m < width; ++m) row[m] = load(store<T>(soft_threshold<one_sided>(row[m], theta[m])));
+  for (int64_t m = atoms; m < width; ++m) row[m] = A(0);
+}
+
+// Writes the block's `count` values, which stand in work.values, to the arena.
+template <typename A>
+DSC_HOST_DEVICE void keep_values(const Workspace<A>& work, int64_t count, const PackedCodes<A>& codes, int64_t block,
+                                 int64_t* used) {
+  const int64_t first = __atomic_fetch_add(used, count, __ATOMIC_RELAXED);
+  codes.places[block] = {first, count};
+  memcpy(codes.values + first, work.values, count * sizeof(A));
+}
+
+template <typename T>
+void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
+  using A = accumulate_t<T>;
+  const Workspace<A> work(p.atoms, p.patches.size, scratch);
+  const int64_t bytes = mask_bytes(p.atoms);
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
+    multiply_block(p.patches, p.weight, p.plane, p.base + first, pixels, work);
+    const A* start = p.start.masks ? p.start.values + p.start.places[block].first : nullptr;
+    A* out = work.values;
+    for (int64_t t = 0; t < pixels; ++t) {
+      A* const row = work.rows + t * work.width;
+      if (start) start = add_values(p.start.masks + (first + t) * bytes, start, work.width, row);
+      p.one_sided ? threshold_row<true, T>(p.theta, p.atoms, work.width, row)
+                  : threshold_row<false, T>(p.theta, p.atoms, work.width, row);
+      out = pack_row(row, work.width, p.codes.masks + (first + t) * bytes, bytes, out);
+    }
+    keep_values(work, out - work.values, p.codes, block, p.used);
+  }
+}
+
+// --- backward -------------------------------------------------------------------------------------------------------
+
+// products[pixel] = sum of g * weight atom; gradient of each atom += g * patch.
+template <typename A>
+struct SumAtomsAndGradient {
+  const Workspace<A>& work;
+  const A* values;
+  const A* table;
+  A* gradient;
+  int64_t pixels;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    using V = typename Vector<A>::type;
+    constexpr int64_t lanes = Vector<A>::lanes;
+    const A* const chunk = table + offset;
+    A* const gradient_chunk = gradient + offset;
+    const A* value = values;
+    const int32_t* atom = work.atoms;
+    for (int64_t p = 0; p < pixels; ++p) {
+      if (work.counts[p] == 0) continue;
+      V sum[vectors] = {}, patch[vectors];
+      const V* const in = reinterpret_cast<const V*>(work.patches + p * work.stride + first);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) patch[v] = in[v];
+      for (int32_t i = work.counts[p]; i > 0; --i, ++value, ++atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * lanes));
+        V* const out = reinterpret_cast<V*>(gradient_chunk + *atom * (vectors * lanes));
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+          sum[v] += *value * row[v];
+          out[v] += *value * patch[v];
+        }
+      }
+      V* const out = reinterpret_cast<V*>(work.products + p * work.stride + first);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) out[v] = sum[v];
+    }
+  }
+};
+
+template <typename A>
+void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch) {
+  Workspace<A> work(p.atoms, p.patches.size, scratch);
+  const int64_t bytes = mask_bytes(p.atoms);
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
+    const int64_t count = p.codes.places[block].count;
+    if (count == 0) continue;
+    list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
+    const A* const x = p.codes.values + p.codes.places[block].first;
+    const A* const grad = p.grad.values + p.grad.places[block].first;
+    if (p.grad_theta) {
+      A* const sums = work.rows;  // of this block; in double beyond
+      for (int64_t m = 0; m < p.atoms; ++m) sums[m] = A(0);
+      for (int64_t i = 0; i < count; ++i) sums[work.atoms[i]] += soft_threshold_grad_theta(x[i], grad[i]);
+      for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
+    }
+    if (p.gradient) {
+      copy_patches(p.patches, p.residual, p.base + first, pixels, work);
+      const SumAtomsAndGradient<A> sum{work, grad, p.table, p.gradient, pixels};
+      for_each_chunk<A, chunk_vectors>(p.patches, p.atoms, sum);
+    } else {
+      const SumAtoms<A> sum{work, grad, p.table, pixels};
+      for_each_chunk<A, chunk_vectors>(p.patches, p.atoms, sum);
+    }
+    if (p.plane) add_patches(p.patches, work, p.base + first, pixels, p.plane);
+  }
+}
+
+// grad of each non-zero -= patch * atom; gradient of each atom -= value * patch.
+template <bool with_gradient, typename A>
+struct DotAtoms {
+  const Workspace<A>& work;
+  const A* values;
+  A* grad;
+  const A* table;
+  A* gradient;
+  int64_t pixels;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    using V = typename Vector<A>::type;
+    constexpr int64_t lanes = Vector<A>::lanes;
+    const A* const chunk = table + offset;
+    A* const gradient_chunk = gradient + offset;
+    const A* value = values;
+    A* grad_value = grad;
+    const int32_t* atom = work.atoms;
+    for (int64_t p = 0; p < pixels; ++p) {
+      if (work.counts[p] == 0) continue;
+      V patch[vectors];
+      const V* const in = reinterpret_cast<const V*>(work.patches + p * work.stride + first);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) patch[v] = in[v];
+      for (int32_t i = work.counts[p]; i > 0; --i, ++value, ++grad_value, ++atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * lanes));
+        V dot = patch[0] * row[0];
+#pragma GCC unroll 8
+        for (int v = 1; v < vectors; ++v) dot += patch[v] * row[v];
+        if (with_gradient) {
+          V* const out = reinterpret_cast<V*>(gradient_chunk + *atom * (vectors * lanes));
+#pragma GCC unroll 8
+          for (int v = 0; v < vectors; ++v) out[v] -= *value * patch[v];
+        }
+        *grad_value -= sum_of_lanes<A>(dot);
+      }
+    }
+  }
+};
+
+template <typename A>
+void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratch) {
+  Workspace<A> work(p.atoms, p.patches.size, scratch);
+  const int64_t bytes = mask_bytes(p.atoms);
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
+    const int64_t count = p.codes.places[block].count;
+    // The gradient of u, moved from the support of the step's result to that of its start.
+    A* out = work.values;
+    const A* grad = p.grad.values + p.grad.places[block].first;
+    if (count > 0)
+      for (int64_t t = 0; t < pixels; ++t) {
+        A* const row = work.rows;
+        for (int64_t m = 0; m < work.width; ++m) row[m] = A(0);
+        grad = add_values(p.grad.masks + (first + t) * bytes, grad, work.width, row);
+        out = take_values(p.codes.masks + (first + t) * bytes, row, work.width, out);
+      }
+    if (count > 0) {
+      list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
+      const A* const values = p.codes.values + p.codes.places[block].first;
+      copy_patches(p.patches, p.plane, p.base + first, pixels, work);
+      if (p.gradient)
+        for_each_chunk<A, chunk_vectors>(
+            p.patches, p.atoms, DotAtoms<true, A>{work, values, work.values, p.table, p.gradient, pixels});
+      else
+        for_each_chunk<A, chunk_vectors>(
+            p.patches, p.atoms, DotAtoms<false, A>{work, values, work.values, p.table, nullptr, pixels});
+    }
+    keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
+  }
+}
+
+// --- between packed codes -------------------------------------------------------------------------------------------
+
+// result = a x + b y, on the union of both supports, or, with a mask given, on that.
+template <typename A>
+void packed_combine(const PackedCombine<A>& p, char* scratch) {
+  const Workspace<A> work(p.atoms, 1, scratch);
+  const int64_t bytes = mask_bytes(p.atoms), width = work.width;
+  A* const first_row = work.rows;
+  A* const second_row = work.rows + width;
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
+    const A* x = p.x.values + p.x.places[block].first;
+    const A* y = p.y.masks ? p.y.values + p.y.places[block].first : nullptr;
+    A* out = work.values;
+    for (int64_t t = 0; t < pixels; ++t) {
+      const int64_t mask = (first + t) * bytes;
+      for (int64_t m = 0; m < width; ++m) first_row[m] = second_row[m] = A(0);
+      x = add_values(p.x.masks + mask, x, width, first_row);
+      if (y) y = add_values(p.y.masks + mask, y, width, second_row);
+      for (int64_t m = 0; m < width; ++m) first_row[m] = p.a * first_row[m] + p.b * second_row[m];
+      out = p.on ? take_values(p.on + mask, first_row, width, out)
+                 : pack_row(first_row, width, p.result.masks + mask, bytes, out);
+    }
+    keep_values(work, out - work.values, p.result, block, p.used);
+  }
+}
+
+// --- between packed and dense codes ---------------------------------------------------------------------------------
+
+// Calls body(first pixel of the run, pixels, where it begins in a plane of the dense code) for each run of the block's
+// pixels that lie in one image.
+template <typename Body>
+DSC_HOST_DEVICE void for_each_run(int64_t first, int64_t count, int64_t image_pixels, int64_t image_size,
+                                  const Body& body) {
+  for (int64_t t = 0; t < count;) {
+    const int64_t image = (first + t) / image_pixels, pixel = (first + t) % image_pixels;
+    const int64_t left = image_pixels - pixel, run = left < count - t ? left : count - t;
+    body(t, run, image * image_size + pixel);
+    t += run;
+  }
+}
+
+// Packed to dense: whole rows of pixels at a time, so that memory is written in runs.
+template <typename T>
+void packed_to_dense(const PackedToDense<T>& p, char* scratch) {
+  using A = accumulate_t<T>;
+  Workspace<A> work(p.atoms, 1, scratch);
+  const int64_t bytes = mask_bytes(p.atoms);
+  T* const tile = reinterpret_cast<T*>(work.rows);  // [atom][pixel]
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
+    memset(tile, 0, p.atoms * block_pixels * sizeof(T));
+    list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
+    const A* value = p.codes.values + p.codes.places[block].first;
+    const int32_t* atom = work.atoms;
+    for (int64_t t = 0; t < pixels; ++t)
+      for (int32_t i = work.counts[t]; i > 0; --i) tile[*atom++ * block_pixels + t] = store<T>(*value++);
+    for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
+      for (int64_t m = 0; m < p.atoms; ++m)
+        memcpy(p.dense + offset + m * p.image_pixels, tile + m * block_pixels + t, run * sizeof(T));
+    });
+  }
+}
+
+// Dense to packed: on the support given by p.on, or else on the dense code's own, whose masks are written.
+template <typename T>
+void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
+  using A = accumulate_t<T>;
+  Workspace<A> work(p.atoms, 1, scratch);
+  const int64_t bytes = mask_bytes(p.atoms), width = work.width;
+  for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
+    A* out = work.values;
+    if (p.on) {
+      list_atoms(p.on + first * bytes, bytes, pixels, work);
+      const int32_t* atom = work.atoms;
+      for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
+        for (int64_t i = 0; i < run; ++i)
+          for (int32_t n = work.counts[t + i]; n > 0; --n)
+            *out++ = load(p.dense[offset + i + *atom++ * p.image_pixels]);
+      });
+    } else {
+      for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
+        for (int64_t i = t; i < t + run; ++i)
+          for (int64_t m = p.atoms; m < width; ++m) work.rows[i * width + m] = A(0);
+        for (int64_t m = 0; m < p.atoms; ++m)
+          for (int64_t i = 0; i < run; ++i)
+            work.rows[(t + i) * width + m] = load(p.dense[offset + m * p.image_pixels + i]);
+      });
+      for (int64_t t = 0; t < pixels; ++t)
+        out = pack_row(work.rows + t * width, width, p.codes.masks + (first + t) * bytes, bytes, out);
+    }
+    keep_values(work, out - work.values, p.codes, block, p.used);
+  }
+}
+
+}  // namespace DSC_CPU_LEVEL
+}  // namespace dsc::cpu
