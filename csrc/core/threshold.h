@@ -14,15 +14,28 @@
 
 namespace dsc {
 
+// Without branches and with nothing but arithmetic and selection, so that A may also be a vector of numbers, as GCC and
+// Clang have them.
 template <bool one_sided, typename A>
 DSC_HOST_DEVICE A soft_threshold(A u, A theta) {
+  const A zero{};
   if (one_sided) {
     const A shrunk = u - theta;
-    return shrunk <= A(0) ? A(0) : shrunk;
+    return shrunk <= zero ? zero : shrunk;
   }
-  // Without branches, so that loops over it vectorise: sign(u), which is 0 at 0, is the sign bit and a factor 0 or 1.
-  const A shrunk = std::abs(u) - theta;
-  return shrunk <= A(0) ? A(0) : std::copysign(shrunk, u) * A(u != A(0));
+  const A shrunk = (u < zero ? -u : u) - theta;
+  const A with_sign = u < zero ? -shrunk : shrunk;
+  const A with_zero = u == zero ? zero * shrunk : with_sign;  // sign(0) is 0, where theta is negative or NaN
+  return shrunk <= zero ? zero : with_zero;
+}
+
+// The same for theta >= 0 in fewer operations: u less its part in [-theta, theta].
+template <bool one_sided, typename A>
+DSC_HOST_DEVICE A soft_threshold_nonnegative(A u, A theta) {
+  if (one_sided) return soft_threshold<true>(u, theta);
+  const A below = u < theta ? u : theta;  // theta for a NaN, so that u - theta passes it on
+  const A inside = below > -theta ? below : -theta;
+  return u - inside;
 }
 
 // sign(x) g without a product, so that an infinite g meets no zero.

@@ -231,6 +231,7 @@ struct PackedAnalysis {
   const A* weight;  // packed [range of taps][tile of atoms][tap][atom]
   const A* theta;   // of each atom, and as many more as fill up the last vector
   bool one_sided;
+  bool nonnegative;  // all of theta
   PackedCodes<A> start;
   PackedCodes<A> codes;
   int64_t* used;

@@ -227,8 +227,10 @@ struct Solver {
   void analyze(int64_t u, const A* plane, const A* weight, const A* theta, bool one_sided, const Codes& start_codes,
                const Codes& codes, int64_t* used, char* scratch) const {
     const Unit& unit = plan.units[u];
+    theta += unit.group * width();
+    const bool nonnegative = std::all_of(theta, theta + width(), [](A value) { return value >= 0; });
     kernel.packed_analysis({unit.pixels, atoms(), plan.base.data(), plan.patches(), plane,
-                            weight + unit.group * width() * plan.g.patch(), theta + unit.group * width(), one_sided,
+                            weight + unit.group * width() * plan.g.patch(), theta, one_sided, nonnegative,
                             part(start_codes, u), part(codes, u), used},
                            scratch);
   }

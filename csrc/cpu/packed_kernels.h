@@ -45,79 +45,100 @@ struct BitTables {
 };
 alignas(64) constexpr BitTables bit_tables;
 
+template <typename A>
+using Lanes = typename Vector<A>::type;
+
 // Bits of the lanes that are not zero (NaN is not).
 template <typename A>
-DSC_HOST_DEVICE unsigned nonzero_lanes(const A* x) {
+DSC_HOST_DEVICE unsigned nonzero_lanes(const Lanes<A>& v) {
   unsigned bits = 0;
-  for (int i = 0; i < Vector<A>::lanes; ++i) bits |= unsigned(x[i] != A(0)) << i;
+  for (int i = 0; i < Vector<A>::lanes; ++i) bits |= unsigned(v[i] != A(0)) << i;
   return bits;
 }
 
-// x[i] += the next value for each set bit; may read `lanes` values.
+// The next value for each set bit, zero for the others; may read as many values as there are lanes.
 template <typename A>
-DSC_HOST_DEVICE void add_expanded(unsigned bits, const A* values, A* x) {
+DSC_HOST_DEVICE Lanes<A> expand(unsigned bits, const A* values) {
+  Lanes<A> v = {};
   for (int i = 0; i < Vector<A>::lanes; ++i)
-    if (bits >> i & 1) x[i] += *values++;
+    if (bits >> i & 1) v[i] = *values++;
+  return v;
 }
 
-// The values at the set bits of x, side by side; may write `lanes` values.
+// The lanes of the set bits, side by side; may write as many values as there are lanes.
 template <typename A>
-DSC_HOST_DEVICE void compress(unsigned bits, const A* x, A* values) {
+DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<A>& v, A* values) {
   for (int i = 0; i < Vector<A>::lanes; ++i)
-    if (bits >> i & 1) *values++ = x[i];
+    if (bits >> i & 1) *values++ = v[i];
 }
 
 template <typename A>
-DSC_HOST_DEVICE A sum_of_lanes(typename Vector<A>::type v) {
+DSC_HOST_DEVICE A sum_of_lanes(const Lanes<A>& v) {
   A sum = v[0];
   for (int i = 1; i < Vector<A>::lanes; ++i) sum += v[i];
   return sum;
 }
 
+// atoms = first + the positions of the byte's set bits; writes eight.
+DSC_HOST_DEVICE void list_bits(uint8_t byte, int32_t first, int32_t* atoms) {
+#if defined(__AVX2__)
+  const __m128i position = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.position[byte]));
+  const __m256i indices = _mm256_add_epi32(_mm256_cvtepu8_epi32(position), _mm256_set1_epi32(first));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(atoms), indices);
+#else
+  for (int i = 0; i < 8; ++i) atoms[i] = first + bit_tables.position[byte][i];
+#endif
+}
+
 #if defined(__AVX512F__)
-DSC_HOST_DEVICE unsigned nonzero_lanes(const float* x) {
-  return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
-DSC_HOST_DEVICE void add_expanded(unsigned bits, const float* values, float* x) {
-  const __m512 v = _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
-  _mm512_storeu_ps(x, _mm512_add_ps(_mm512_loadu_ps(x), v));
-}
-DSC_HOST_DEVICE void compress(unsigned bits, const float* x, float* values) {
-  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(x)));
-}
-DSC_HOST_DEVICE unsigned nonzero_lanes(const double* x) {
-  return _mm512_cmp_pd_mask(_mm512_loadu_pd(x), _mm512_setzero_pd(), _CMP_NEQ_UQ);
-}
-DSC_HOST_DEVICE void add_expanded(unsigned bits, const double* values, double* x) {
-  const __m512d v = _mm512_maskz_expand_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(values));
-  _mm512_storeu_pd(x, _mm512_add_pd(_mm512_loadu_pd(x), v));
-}
-DSC_HOST_DEVICE void compress(unsigned bits, const double* x, double* values) {
-  _mm512_storeu_pd(values, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(x)));
+template <>
+DSC_HOST_DEVICE unsigned nonzero_lanes<float>(const Lanes<float>& v) {
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 }
 template <>
-DSC_HOST_DEVICE float sum_of_lanes<float>(Vector<float>::type v) {
+DSC_HOST_DEVICE Lanes<float> expand(unsigned bits, const float* values) {
+  return (Lanes<float>)_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
+}
+template <>
+DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<float>& v, float* values) {
+  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), (__m512)v));
+}
+template <>
+DSC_HOST_DEVICE float sum_of_lanes<float>(const Lanes<float>& v) {
   return _mm512_reduce_add_ps((__m512)v);
 }
-#elif defined(__AVX2__)
-DSC_HOST_DEVICE unsigned nonzero_lanes(const float* x) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_NEQ_UQ));
+template <>
+DSC_HOST_DEVICE unsigned nonzero_lanes<double>(const Lanes<double>& v) {
+  return _mm512_cmp_pd_mask((__m512d)v, _mm512_setzero_pd(), _CMP_NEQ_UQ);
 }
-DSC_HOST_DEVICE void add_expanded(unsigned bits, const float* values, float* x) {
+template <>
+DSC_HOST_DEVICE Lanes<double> expand(unsigned bits, const double* values) {
+  return (Lanes<double>)_mm512_maskz_expand_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(values));
+}
+template <>
+DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<double>& v, double* values) {
+  _mm512_storeu_pd(values, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), (__m512d)v));
+}
+#elif defined(__AVX2__)
+template <>
+DSC_HOST_DEVICE unsigned nonzero_lanes<float>(const Lanes<float>& v) {
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+template <>
+DSC_HOST_DEVICE Lanes<float> expand(unsigned bits, const float* values) {
   const __m128i rank = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.rank[bits]));
   const __m256i index = _mm256_cvtepi8_epi32(rank);
   const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), index);
-  const __m256 masked = _mm256_blendv_ps(v, _mm256_setzero_ps(), _mm256_castsi256_ps(index));
-  _mm256_storeu_ps(x, _mm256_add_ps(_mm256_loadu_ps(x), masked));
-}
-DSC_HOST_DEVICE void compress(unsigned bits, const float* x, float* values) {
-  const __m128i position = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.position[bits]));
-  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps(_mm256_loadu_ps(x), _mm256_cvtepu8_epi32(position)));
+  return (Lanes<float>)_mm256_blendv_ps(v, _mm256_setzero_ps(), _mm256_castsi256_ps(index));
 }
 template <>
-DSC_HOST_DEVICE float sum_of_lanes<float>(Vector<float>::type v) {
-  const __m256 all = (__m256)v;
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<float>& v, float* values) {
+  const __m128i position = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.position[bits]));
+  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps((__m256)v, _mm256_cvtepu8_epi32(position)));
+}
+template <>
+DSC_HOST_DEVICE float sum_of_lanes<float>(const Lanes<float>& v) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
@@ -132,12 +153,18 @@ DSC_HOST_DEVICE unsigned lane_bits(const uint8_t* mask, int64_t vector) {
   return mask[vector * lanes / 8] >> vector * lanes % 8 & ((1u << lanes) - 1);
 }
 
-// Adds the lanes' bits to a mask whose bytes were zero.
+// Writes the lanes' bits into a mask; vectors come in rising order.
 template <typename A>
 DSC_HOST_DEVICE void set_lane_bits(uint8_t* mask, int64_t vector, unsigned bits) {
   constexpr int lanes = Vector<A>::lanes;
-  mask[vector * lanes / 8] |= static_cast<uint8_t>(bits << vector * lanes % 8);
-  if (lanes == 16) mask[2 * vector + 1] = static_cast<uint8_t>(bits >> 8);
+  if (lanes < 8) {
+    const int64_t shift = vector * lanes % 8;
+    uint8_t& byte = mask[vector * lanes / 8];
+    byte = static_cast<uint8_t>((shift ? byte : 0) | bits << shift);
+  } else {
+    mask[vector * lanes / 8] = static_cast<uint8_t>(bits);
+    if (lanes == 16) mask[2 * vector + 1] = static_cast<uint8_t>(bits >> 8);
+  }
 }
 
 // Atoms of a row in memory: whole vectors, and whole bytes of a mask.
@@ -146,41 +173,50 @@ DSC_HOST_DEVICE int64_t row_atoms(int64_t atoms) {
   return padded(atoms, Vector<A>::lanes > 8 ? Vector<A>::lanes : 8);
 }
 
-// row += the pixel's values; returns the values after them.
+// Packs vectors of atoms one after the other: the bits of the non-zeros into a mask, their values side by side.
 template <typename A>
-DSC_HOST_DEVICE const A* add_values(const uint8_t* mask, const A* values, int64_t width, A* row) {
-  for (int64_t vector = 0; vector < width / Vector<A>::lanes; ++vector) {
-    const unsigned bits = lane_bits<A>(mask, vector);
-    add_expanded(bits, values, row + vector * Vector<A>::lanes);
-    values += __builtin_popcount(bits);
-  }
-  return values;
-}
+struct Packer {
+  uint8_t* mask;
+  A* values;
 
-// The values of row where the mask is set; returns the place after them.
-template <typename A>
-DSC_HOST_DEVICE A* take_values(const uint8_t* mask, const A* row, int64_t width, A* values) {
-  for (int64_t vector = 0; vector < width / Vector<A>::lanes; ++vector) {
-    const unsigned bits = lane_bits<A>(mask, vector);
-    compress(bits, row + vector * Vector<A>::lanes, values);
-    values += __builtin_popcount(bits);
+  // `width` atoms are to come; the mask's bytes beyond them are zero.
+  DSC_HOST_DEVICE Packer(uint8_t* mask_, int64_t bytes, int64_t width, A* values_) : mask(mask_), values(values_) {
+    for (int64_t i = width / 8; i < bytes; ++i) mask[i] = 0;
   }
-  return values;
-}
-
-// Packs a row that is zero beyond its atoms: its mask and its non-zeros; returns the place after them.
-template <typename A>
-DSC_HOST_DEVICE A* pack_row(const A* row, int64_t width, uint8_t* mask, int64_t bytes, A* values) {
-  for (int64_t i = 0; i < bytes; ++i) mask[i] = 0;
-  for (int64_t vector = 0; vector < width / Vector<A>::lanes; ++vector) {
-    const A* const x = row + vector * Vector<A>::lanes;
-    const unsigned bits = nonzero_lanes(x);
+  DSC_HOST_DEVICE void add(int64_t vector, const Lanes<A>& v) {
+    const unsigned bits = nonzero_lanes<A>(v);
     set_lane_bits<A>(mask, vector, bits);
-    compress(bits, x, values);
+    compress(bits, v, values);
     values += __builtin_popcount(bits);
   }
-  return values;
-}
+};
+
+// Reads the packed values of a pixel as vectors of atoms.
+template <typename A>
+struct Reader {
+  const uint8_t* mask;
+  const A* values;
+
+  DSC_HOST_DEVICE Lanes<A> next(int64_t vector) {
+    const unsigned bits = lane_bits<A>(mask, vector);
+    const Lanes<A> v = expand(bits, values);
+    values += __builtin_popcount(bits);
+    return v;
+  }
+};
+
+// Writes the values of vectors of atoms where a given mask is set.
+template <typename A>
+struct Picker {
+  const uint8_t* mask;
+  A* values;
+
+  DSC_HOST_DEVICE void add(int64_t vector, const Lanes<A>& v) {
+    const unsigned bits = lane_bits<A>(mask, vector);
+    compress(bits, v, values);
+    values += __builtin_popcount(bits);
+  }
+};
 
 // --- blocks of pixels -----------------------------------------------------------------------------------------------
 
@@ -234,8 +270,7 @@ DSC_HOST_DEVICE void list_atoms(const uint8_t* masks, int64_t bytes, int64_t pix
   for (int64_t p = 0; p < pixels; ++p) {
     int32_t* const first = out;
     for (int64_t b = 0; b < bytes; ++b, ++masks) {
-      const uint8_t* const position = bit_tables.position[*masks];
-      for (int i = 0; i < 8; ++i) out[i] = static_cast<int32_t>(8 * b) + position[i];
+      list_bits(*masks, static_cast<int32_t>(8 * b), out);
       out += __builtin_popcount(*masks);
     }
     work.counts[p] = static_cast<int32_t>(out - first);
@@ -414,11 +449,42 @@ DSC_HOST_DEVICE void multiply_block(const Patches& patches, const A* weight, con
   }
 }
 
-template <bool one_sided, typename T>
-DSC_HOST_DEVICE void threshold_row(const accumulate_t<T>* theta, int64_t atoms, int64_t width, accumulate_t<T>* row) {
+template <typename T>
+DSC_HOST_DEVICE Lanes<accumulate_t<T>> rounded_lanes(Lanes<accumulate_t<T>> v) {
   using A = accumulate_t<T>;
-  for (int64_t m = 0; m < width; ++m) row[m] = load(store<T>(soft_threshold<one_sided>(row[m], theta[m])));
-  for (int64_t m = atoms; m < width; ++m) row[m] = A(0);
+  if constexpr (sizeof(T) != sizeof(A))
+    for (int i = 0; i < Vector<A>::lanes; ++i) v[i] = load(store<T>(v[i]));
+  return v;
+}
+
+// Packs T(start + row) for the pixels of a block, whose A_W stands in work.rows; returns the number of values.
+template <bool one_sided, bool nonnegative, bool with_start, typename T>
+DSC_HOST_DEVICE int64_t pack_block(const PackedAnalysis<T>& p, int64_t block, int64_t pixels,
+                                   const Workspace<accumulate_t<T>>& work) {
+  using A = accumulate_t<T>;
+  using V = Lanes<A>;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  const int64_t bytes = mask_bytes(p.atoms), width = work.width, vectors = width / lanes, first = block * block_pixels;
+  const V* const theta = reinterpret_cast<const V*>(p.theta);
+  const uint8_t* start_mask = p.start.masks + first * bytes;
+  const A* start = with_start ? p.start.values + p.start.places[block].first : nullptr;
+  uint8_t* mask = p.codes.masks + first * bytes;
+  A* out = work.values;
+  A* row = work.rows;
+  for (int64_t t = 0; t < pixels; ++t, row += width, mask += bytes, start_mask += bytes) {
+    for (int64_t m = p.atoms; m < width; ++m) row[m] = A(0);  // not even 0 times a NaN
+    Reader<A> reader{start_mask, start};
+    Packer<A> packer(mask, bytes, width, out);
+    for (int64_t v = 0; v < vectors; ++v) {
+      V u = reinterpret_cast<const V*>(row)[v];
+      if (with_start) u += reader.next(v);
+      u = nonnegative ? soft_threshold_nonnegative<one_sided>(u, theta[v]) : soft_threshold<one_sided>(u, theta[v]);
+      packer.add(v, rounded_lanes<T>(u));
+    }
+    start = reader.values;
+    out = packer.values;
+  }
+  return out - work.values;
 }
 
 // Writes the block's `count` values, which stand in work.values, to the arena.
@@ -430,24 +496,24 @@ DSC_HOST_DEVICE void keep_values(const Workspace<A>& work, int64_t count, const 
   memcpy(codes.values + first, work.values, count * sizeof(A));
 }
 
+template <bool one_sided, bool nonnegative, typename T>
+DSC_HOST_DEVICE int64_t pack_block(const PackedAnalysis<T>& p, int64_t block, int64_t pixels,
+                                   const Workspace<accumulate_t<T>>& work) {
+  return p.start.masks ? pack_block<one_sided, nonnegative, true>(p, block, pixels, work)
+                       : pack_block<one_sided, nonnegative, false>(p, block, pixels, work);
+}
+
 template <typename T>
 void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   const Workspace<A> work(p.atoms, p.patches.size, scratch);
-  const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
-    const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
-    multiply_block(p.patches, p.weight, p.plane, p.base + first, pixels, work);
-    const A* start = p.start.masks ? p.start.values + p.start.places[block].first : nullptr;
-    A* out = work.values;
-    for (int64_t t = 0; t < pixels; ++t) {
-      A* const row = work.rows + t * work.width;
-      if (start) start = add_values(p.start.masks + (first + t) * bytes, start, work.width, row);
-      p.one_sided ? threshold_row<true, T>(p.theta, p.atoms, work.width, row)
-                  : threshold_row<false, T>(p.theta, p.atoms, work.width, row);
-      out = pack_row(row, work.width, p.codes.masks + (first + t) * bytes, bytes, out);
-    }
-    keep_values(work, out - work.values, p.codes, block, p.used);
+    const int64_t pixels = block_size(p.pixels, block);
+    multiply_block(p.patches, p.weight, p.plane, p.base + block * block_pixels, pixels, work);
+    const int64_t count = p.one_sided     ? pack_block<true, false>(p, block, pixels, work)
+                          : p.nonnegative ? pack_block<false, true>(p, block, pixels, work)
+                                          : pack_block<false, false>(p, block, pixels, work);
+    keep_values(work, count, p.codes, block, p.used);
   }
 }
 
@@ -506,7 +572,9 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     if (p.grad_theta) {
       A* const sums = work.rows;  // of this block; in double beyond
       for (int64_t m = 0; m < p.atoms; ++m) sums[m] = A(0);
-      for (int64_t i = 0; i < count; ++i) sums[work.atoms[i]] += soft_threshold_grad_theta(x[i], grad[i]);
+      A* const terms = work.values;
+      for (int64_t i = 0; i < count; ++i) terms[i] = x[i] < A(0) ? grad[i] : -grad[i];  // -sign(x) g, x is not 0
+      for (int64_t i = 0; i < count; ++i) sums[work.atoms[i]] += terms[i];
       for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
     }
     if (p.gradient) {
@@ -574,10 +642,11 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
     const A* grad = p.grad.values + p.grad.places[block].first;
     if (count > 0)
       for (int64_t t = 0; t < pixels; ++t) {
-        A* const row = work.rows;
-        for (int64_t m = 0; m < work.width; ++m) row[m] = A(0);
-        grad = add_values(p.grad.masks + (first + t) * bytes, grad, work.width, row);
-        out = take_values(p.codes.masks + (first + t) * bytes, row, work.width, out);
+        Reader<A> reader{p.grad.masks + (first + t) * bytes, grad};
+        Picker<A> picker{p.codes.masks + (first + t) * bytes, out};
+        for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) picker.add(v, reader.next(v));
+        grad = reader.values;
+        out = picker.values;
       }
     if (count > 0) {
       list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
@@ -600,22 +669,24 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
 template <typename A>
 void packed_combine(const PackedCombine<A>& p, char* scratch) {
   const Workspace<A> work(p.atoms, 1, scratch);
-  const int64_t bytes = mask_bytes(p.atoms), width = work.width;
-  A* const first_row = work.rows;
-  A* const second_row = work.rows + width;
+  const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
-    const A* x = p.x.values + p.x.places[block].first;
-    const A* y = p.y.masks ? p.y.values + p.y.places[block].first : nullptr;
+    Reader<A> x{p.x.masks, p.x.values + p.x.places[block].first}, y{p.y.masks, nullptr};
+    if (p.y.masks) y.values = p.y.values + p.y.places[block].first;
     A* out = work.values;
     for (int64_t t = 0; t < pixels; ++t) {
       const int64_t mask = (first + t) * bytes;
-      for (int64_t m = 0; m < width; ++m) first_row[m] = second_row[m] = A(0);
-      x = add_values(p.x.masks + mask, x, width, first_row);
-      if (y) y = add_values(p.y.masks + mask, y, width, second_row);
-      for (int64_t m = 0; m < width; ++m) first_row[m] = p.a * first_row[m] + p.b * second_row[m];
-      out = p.on ? take_values(p.on + mask, first_row, width, out)
-                 : pack_row(first_row, width, p.result.masks + mask, bytes, out);
+      x.mask = p.x.masks + mask;
+      y.mask = p.y.masks + mask;
+      Picker<A> picker{p.on + mask, out};
+      Packer<A> packer(p.result.masks + mask, p.on ? 0 : bytes, work.width, out);
+      for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) {
+        Lanes<A> sum = p.a * x.next(v);
+        if (p.y.masks) sum += p.b * y.next(v);
+        p.on ? picker.add(v, sum) : packer.add(v, sum);
+      }
+      out = p.on ? picker.values : packer.values;
     }
     keep_values(work, out - work.values, p.result, block, p.used);
   }
@@ -683,8 +754,12 @@ void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
           for (int64_t i = 0; i < run; ++i)
             work.rows[(t + i) * width + m] = load(p.dense[offset + m * p.image_pixels + i]);
       });
-      for (int64_t t = 0; t < pixels; ++t)
-        out = pack_row(work.rows + t * width, width, p.codes.masks + (first + t) * bytes, bytes, out);
+      for (int64_t t = 0; t < pixels; ++t) {
+        Packer<A> packer(p.codes.masks + (first + t) * bytes, bytes, width, out);
+        for (int64_t v = 0; v < width / Vector<A>::lanes; ++v)
+          packer.add(v, *reinterpret_cast<const Lanes<A>*>(work.rows + t * width + v * Vector<A>::lanes));
+        out = packer.values;
+      }
     }
     keep_values(work, out - work.values, p.codes, block, p.used);
   }
