@@ -191,12 +191,18 @@ static_assert(block_pixels % tile_pixels == 0);
 
 DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-// Where the patch of a code pixel lies in a plane: runs of contiguous values; and how a table of atoms, each as long as
-// a patch, is cut into chunks: [chunk][atom][values of the chunk].
+// Where the patch of a code pixel lies in a plane, and the tables of atoms that are as long as a patch.
+//
+// A patch is `segments` runs of `length` contiguous values. For the sparse products it is a row of `vectors` vectors:
+// each run in vectors of its own, read where it lies, or, where that would waste too many lanes, all runs copied side by
+// side first. A table has atoms in the same order, cut into chunks: [chunk][atom][vectors of the chunk].
 struct Patches {
   int64_t segments, length;
   int64_t size;            // segments * length
   const int64_t* segment;  // where each run begins, from the pixel's own place
+  int64_t vectors;
+  bool copied;
+  const int64_t* vector;  // where each vector begins, from the pixel's own place or in the copy
   int64_t chunks;
   const int64_t* chunk_vectors;
 };
@@ -320,7 +326,7 @@ struct Kernels {
   void (*analysis)(const Analysis<T>&, int64_t begin, int64_t end, char* scratch);
   void (*synthesis)(const Synthesis<T>&, int64_t begin, int64_t end, char* scratch);
   void (*correlation)(const Correlation<T>&, int64_t begin, int64_t end, char* scratch);
-  int64_t (*workspace_size)(int64_t atoms, int64_t patch);
+  int64_t (*workspace_size)(int64_t atoms, int64_t vectors);
   void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);
   void (*packed_backward_analysis)(const PackedBackwardAnalysis<accumulate_t<T>>&, char* scratch);

@@ -147,7 +147,7 @@ void for_each_unit(const Plan& plan, const Body& body) {
   const int64_t atoms = plan.g.group_code_channels(), count = static_cast<int64_t>(plan.units.size());
   const int64_t products = plan.g.code_size() / std::max<int64_t>(1, count) * plan.g.patch();
   parallel(count, grain_of(products), [&](int64_t begin, int64_t end) {
-    const Buffer<char> scratch(kernels<T>().workspace_size(atoms, plan.g.patch()));
+    const Buffer<char> scratch(kernels<T>().workspace_size(atoms, plan.vectors()));
     for (int64_t unit = begin; unit < end; ++unit) body(unit, scratch.get());
   });
 }
@@ -325,10 +325,11 @@ void add_shares(const Plan& plan, const Shares<A>& shares, int64_t lanes, A* gra
       for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes) {
         const int64_t chunk = patches.chunk_vectors[c] * lanes;
         const A* const row = group + atoms * first + m % atoms * chunk;
-        for (int64_t j = first; j < std::min(patch, first + chunk); ++j) {
+        for (int64_t j = first; j < first + chunk; ++j) {
+          if (plan.table_tap[j] < 0) continue;
           A sum = 0;
           for (int64_t share = 0; share < shares.count; ++share) sum += row[share * shares.size + j - first];
-          grad[m * patch + plan.tap[j]] += sum;
+          grad[m * patch + plan.table_tap[j]] += sum;
         }
       }
     }
@@ -360,7 +361,7 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   // Runs body(unit, share, scratch) for all units, in parallel over shares.
   const auto for_each_share = [&](const auto& body) {
     parallel(count, grain_of(plan.g.code_size() / count * plan.g.patch()), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(s.kernel.workspace_size(atoms, plan.g.patch()));
+      const Buffer<char> scratch(s.kernel.workspace_size(atoms, plan.vectors()));
       for (int64_t share = begin; share < end; ++share)
         for (int64_t u = s.units() * share / count; u < s.units() * (share + 1) / count; ++u)
           body(u, share, scratch.get());

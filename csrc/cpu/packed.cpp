@@ -26,7 +26,6 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
   const int64_t channels = g.group_signal_channels();
   group_pixels = g.batch * g.code_pixels();
   group_signal = g.batch * channels * g.signal_pixels();
-  stride = padded(g.patch(), vector);
   make_units();
 
   plane_w = (g.code_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
@@ -42,6 +41,20 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
     for (int64_t kh = 0; kh < g.kernel_h; ++kh)
       for (int64_t c = 0; c < channels; ++c) tap.push_back((c * g.kernel_h + kh) * g.kernel_w + kw);
 
+  // Each segment in vectors of its own, or all side by side in a copy.
+  const int64_t segments = static_cast<int64_t>(segment_.size()), length = g.patch() / segments;
+  const int64_t per_segment = (length + vector - 1) / vector, together = (g.patch() + vector - 1) / vector;
+  copied_ = 4 * segments * per_segment > 5 * together;
+  for (int64_t v = 0; v < (copied_ ? together : segments * per_segment); ++v) {
+    vector_.push_back(copied_ ? v * vector : segment_[v / per_segment] + v % per_segment * vector);
+    for (int64_t lane = 0; lane < vector; ++lane) {
+      const int64_t i = copied_ ? v * vector + lane : v % per_segment * vector + lane;
+      const int64_t j = copied_ ? i : v / per_segment * length + i;
+      table_tap.push_back(i < (copied_ ? g.patch() : length) ? tap[j] : -1);
+    }
+  }
+  stride = vectors() * vector;
+
   int64_t most_pixels = 0, images = 0;
   for (const Unit& unit : units) {
     most_pixels = std::max(most_pixels, unit.pixels);
@@ -54,11 +67,10 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
                    row % image_rows * g.stride_h * channels);
   }
 
-  const int64_t vectors = stride / vector;
   const int64_t affordable = cache_bytes / (2 * g.group_code_channels() * vector * value_size);
   const int64_t most = std::clamp<int64_t>(affordable, std::min<int64_t>(4, chunk_vectors), chunk_vectors);
-  const int64_t chunks = (vectors + most - 1) / most;
-  for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors * (c + 1) / chunks - vectors * c / chunks);
+  const int64_t chunks = (vectors() + most - 1) / most;
+  for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
 }
 
 void Plan::make_units() {
@@ -166,7 +178,7 @@ Buffer<accumulate_t<T>> atom_table(const Plan& plan, const T* weight) {
     for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes)
       for (int64_t m = 0; m < atoms; ++m)
         for (int64_t j = first; j < first + patches.chunk_vectors[c] * lanes; ++j)
-          *out++ = j < patch ? load(weight[(group * atoms + m) * patch + plan.tap[j]]) : A(0);
+          *out++ = plan.table_tap[j] >= 0 ? load(weight[(group * atoms + m) * patch + plan.table_tap[j]]) : A(0);
   return table;
 }
 

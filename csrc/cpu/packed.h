@@ -33,21 +33,25 @@ class Plan {
   int64_t blocks;         // places of a packed code
   int64_t plane_w, plane_h, column, plane_image, plane_size;  // sizes and strides of a plane, in values
   int64_t group_signal;   // values of a group in a compact image
-  int64_t stride;         // of an atom in a table: patch padded to whole vectors
+  int64_t stride;         // of an atom in a table
   std::vector<int64_t> base;  // of each pixel of the largest unit in its plane
-  std::vector<int64_t> tap;   // where the j-th value of a patch stands in a weight (C/groups, kh, kw)
+  // Where the j-th value of a patch, in the order of its segments, stands in a weight (C/groups, kh, kw); and where the
+  // j-th value of an atom in a table does, below 0 for none.
+  std::vector<int64_t> tap, table_tap;
 
   Patches patches() const {
-    const int64_t segments = static_cast<int64_t>(segment_.size());
-    return {segments, g.patch() / segments, g.patch(), segment_.data(), static_cast<int64_t>(chunks_.size()),
-            chunks_.data()};
+    const auto count = [](const std::vector<int64_t>& v) { return static_cast<int64_t>(v.size()); };
+    return {count(segment_), g.patch() / count(segment_), g.patch(), segment_.data(), count(vector_), copied_,
+            vector_.data(), count(chunks_), chunks_.data()};
   }
+  int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Where the unit's pixels begin among all pixels of all groups.
   int64_t pixel(const Unit& unit) const { return unit.group * group_pixels + unit.first; }
   int64_t table_size() const { return g.group_code_channels() * stride; }
 
  private:
-  std::vector<int64_t> segment_, chunks_;
+  std::vector<int64_t> segment_, vector_, chunks_;
+  bool copied_;
   void make_units();
 };
 

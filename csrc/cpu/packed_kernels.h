@@ -220,40 +220,59 @@ struct Picker {
 
 // --- blocks of pixels -----------------------------------------------------------------------------------------------
 
-// Working memory of one thread. Rows of patches and of atoms for a block of pixels, and the block's list of non-zeros.
+// Working memory of one thread: rows of atoms for a block of pixels, the block's list of non-zeros, and copies of
+// patches and of what is to be added to them.
 template <typename A>
 struct Workspace {
-  int64_t width, stride;
-  A *patches, *products, *rows, *values;
+  int64_t width, stride;  // of a row of atoms, of a patch
+  A *rows, *values, *patches, *products;
+  Lanes<A>* masks;  // of the vectors of a patch
   int32_t* atoms;
-  int32_t counts[block_pixels];
+  int64_t copies[block_pixels];  // where the copy of each pixel's patch begins
+  int32_t counts[block_pixels];  // non-zeros of each pixel
 
   static int64_t align(int64_t bytes) { return padded(bytes, 64); }
-  static int64_t size(int64_t atoms, int64_t patch) {
-    constexpr int64_t slack = 2 * Vector<A>::lanes;
-    const int64_t width = row_atoms<A>(atoms), stride = padded(patch, Vector<A>::lanes);
-    return 2 * align((block_pixels * stride + slack) * sizeof(A)) +
-           2 * align((block_pixels * width + slack) * sizeof(A)) +
-           align((block_pixels * width + 8) * sizeof(int32_t));
+  static int64_t row_bytes(int64_t atoms) {
+    return align((block_pixels * row_atoms<A>(atoms) + Vector<A>::lanes) * sizeof(A));
+  }
+  static int64_t patch_bytes(int64_t vectors) {
+    return align((block_pixels * vectors + 2) * Vector<A>::lanes * sizeof(A));
+  }
+  static int64_t size(int64_t atoms, int64_t vectors) {
+    return 2 * row_bytes(atoms) + 2 * patch_bytes(vectors) + align(vectors * sizeof(Lanes<A>)) +
+           align((block_pixels * row_atoms<A>(atoms) + 8) * sizeof(int32_t));
   }
 
-  Workspace(int64_t group_atoms, int64_t patch, char* memory) {
-    constexpr int64_t slack = 2 * Vector<A>::lanes;
-    width = row_atoms<A>(group_atoms);
-    stride = padded(patch, Vector<A>::lanes);
-    const int64_t patch_bytes = align((block_pixels * stride + slack) * sizeof(A));
-    const int64_t row_bytes = align((block_pixels * width + slack) * sizeof(A));
-    patches = reinterpret_cast<A*>(memory);
-    products = reinterpret_cast<A*>(memory += patch_bytes);
-    rows = reinterpret_cast<A*>(memory += patch_bytes);
-    values = reinterpret_cast<A*>(memory += row_bytes);
-    atoms = reinterpret_cast<int32_t*>(memory + row_bytes);
+  Workspace(int64_t group_atoms, int64_t vectors, char* memory)
+      : width(row_atoms<A>(group_atoms)), stride(vectors * Vector<A>::lanes) {
+    rows = reinterpret_cast<A*>(memory);
+    values = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
+    patches = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
+    products = reinterpret_cast<A*>(memory += patch_bytes(vectors));
+    masks = reinterpret_cast<Lanes<A>*>(memory += patch_bytes(vectors));
+    atoms = reinterpret_cast<int32_t*>(memory + align(vectors * sizeof(Lanes<A>)));
+    for (int64_t p = 0; p < block_pixels; ++p) copies[p] = p * stride;
+  }
+
+  // Ones for the lanes that belong to a patch, and 0 for the others, for the sparse products of these patches.
+  void make_masks(const Patches& patches) {
+    constexpr int64_t lanes = Vector<A>::lanes;
+    const int64_t per_segment = patches.vectors / patches.segments;
+    for (int64_t v = 0; v < patches.vectors; ++v)
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        masks[v][lane] = patches.copied || v % per_segment * lanes + lane < patches.length ? A(1) : A(0);
   }
 };
 
+// v where the mask is 1, else 0, whatever v is.
 template <typename A>
-int64_t workspace_size(int64_t atoms, int64_t patch) {
-  return Workspace<A>::size(atoms, patch);
+DSC_HOST_DEVICE Lanes<A> masked(const Lanes<A>& v, const Lanes<A>& mask) {
+  return mask != Lanes<A>{} ? v : Lanes<A>{};
+}
+
+template <typename A>
+int64_t workspace_size(int64_t atoms, int64_t vectors) {
+  return Workspace<A>::size(atoms, vectors);
 }
 
 DSC_HOST_DEVICE int64_t block_count(int64_t pixels) { return (pixels + block_pixels - 1) / block_pixels; }
@@ -277,57 +296,71 @@ DSC_HOST_DEVICE void list_atoms(const uint8_t* masks, int64_t bytes, int64_t pix
   }
 }
 
-// Copies each pixel's patch into a row, zero up to the row's end.
+// The memory in which the sparse products of a block find the patches: the plane itself, or copies.
 template <typename A>
-DSC_HOST_DEVICE void copy_patches(const Patches& patches, const A* plane, const int64_t* base, int64_t pixels,
-                                  const Workspace<A>& work) {
-  using V = typename Vector<A>::type;
+struct Block {
+  A* memory;
+  const int64_t* base;  // of each pixel's patch
+};
+
+template <typename A>
+DSC_HOST_DEVICE Block<const A> patches_of(const Patches& patches, const A* plane, const int64_t* base, int64_t pixels,
+                                          const Workspace<A>& work) {
+  using V = Lanes<A>;
   constexpr int64_t lanes = Vector<A>::lanes;
-  const int64_t length = patches.length;
+  if (!patches.copied) return {plane, base};
   for (int64_t p = 0; p < pixels; ++p) {
     A* out = work.patches + p * work.stride;
-    for (int64_t s = 0; s < patches.segments; ++s, out += length) {
+    for (int64_t s = 0; s < patches.segments; ++s, out += patches.length) {
       const A* const in = plane + base[p] + patches.segment[s];
-      for (int64_t i = 0; i < length; i += lanes)
+      for (int64_t i = 0; i < patches.length; i += lanes)  // what is too much the next run or the zeros overwrite
         *reinterpret_cast<V*>(out + i) = *reinterpret_cast<const V*>(in + i);
     }
     *reinterpret_cast<V*>(out) = V{};
   }
+  return {work.patches, work.copies};
 }
 
-// Adds each pixel's row of products to its patch in the plane.
+// Where to add sums to the patches; add_products brings them to the plane.
 template <typename A>
-DSC_HOST_DEVICE void add_patches(const Patches& patches, const Workspace<A>& work, const int64_t* base, int64_t pixels,
-                                 A* plane) {
-  using V = typename Vector<A>::type;
+DSC_HOST_DEVICE Block<A> products_for(const Patches& patches, A* plane, const int64_t* base, int64_t pixels,
+                                      const Workspace<A>& work) {
+  if (!patches.copied) return {plane, base};
+  memset(work.products, 0, pixels * work.stride * sizeof(A));
+  return {work.products, work.copies};
+}
+
+template <typename A>
+DSC_HOST_DEVICE void add_products(const Patches& patches, A* plane, const int64_t* base, int64_t pixels,
+                                  const Workspace<A>& work) {
+  using V = Lanes<A>;
   constexpr int64_t lanes = Vector<A>::lanes;
-  const int64_t length = patches.length, whole = length / lanes * lanes;
-  A mask_values[lanes];
-  for (int64_t i = 0; i < lanes; ++i) mask_values[i] = whole + i < length ? A(1) : A(0);
-  const auto mask = *reinterpret_cast<const V*>(mask_values) != V{};
+  if (!patches.copied) return;
+  const int64_t whole = patches.length / lanes * lanes;
+  V mask = {};
+  for (int64_t i = 0; i < patches.length - whole; ++i) mask[i] = A(1);
   for (int64_t p = 0; p < pixels; ++p) {
     if (work.counts[p] == 0) continue;
     const A* in = work.products + p * work.stride;
-    for (int64_t s = 0; s < patches.segments; ++s, in += length) {
+    for (int64_t s = 0; s < patches.segments; ++s, in += patches.length) {
       A* const out = plane + base[p] + patches.segment[s];
       for (int64_t i = 0; i < whole; i += lanes)
         *reinterpret_cast<V*>(out + i) += *reinterpret_cast<const V*>(in + i);
-      if (whole < length) *reinterpret_cast<V*>(out + whole) += mask ? *reinterpret_cast<const V*>(in + whole) : V{};
+      if (whole < patches.length)
+        *reinterpret_cast<V*>(out + whole) += masked<A>(*reinterpret_cast<const V*>(in + whole), mask);
     }
   }
 }
 
-// Calls f.template run<vectors>(table offset, first value of the patch) for each chunk of a table of atoms.
-template <typename A, int most, typename F>
+// Calls f.template run<vectors>(table offset, first vector) for each chunk of a table of atoms.
+template <typename A, typename F>
 DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const F& f) {
-  constexpr int64_t lanes = Vector<A>::lanes;
-  for (int64_t c = 0, first = 0; c < patches.chunks; ++c) {
-    const int64_t vectors = patches.chunk_vectors[c];
-    const int64_t offset = atoms * first * lanes;
-    switch (vectors) {
-#define DSC_CHUNK(n) \
-  case n:            \
-    if constexpr (n <= most) f.template run<n>(offset, first * lanes); \
+  for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++]) {
+    const int64_t offset = atoms * first * Vector<A>::lanes;
+    switch (patches.chunk_vectors[c]) {
+#define DSC_CHUNK(n)                                                       \
+  case n:                                                                  \
+    if constexpr (n <= chunk_vectors) f.template run<n>(offset, first); \
     break;
       DSC_CHUNK(1)
       DSC_CHUNK(2)
@@ -339,52 +372,59 @@ DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const
       DSC_CHUNK(8)
 #undef DSC_CHUNK
     }
-    first += vectors;
   }
 }
 
 // --- synthesis ------------------------------------------------------------------------------------------------------
 
-// products[pixel] = sum over the pixel's non-zeros of value * atom.
+// Adds to each pixel's patch the sum over its non-zeros of value * atom.
 template <typename A>
 struct SumAtoms {
   const Workspace<A>& work;
+  const int64_t* vector;  // where each vector of a patch begins
   const A* values;
   const A* table;
+  Block<A> sums;
   int64_t pixels;
 
   template <int vectors>
   DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
-    using V = typename Vector<A>::type;
-    constexpr int64_t lanes = Vector<A>::lanes;
+    using V = Lanes<A>;
     const A* const chunk = table + offset;
     const A* value = values;
     const int32_t* atom = work.atoms;
     for (int64_t p = 0; p < pixels; ++p) {
+      const int32_t count = work.counts[p];
+      if (count == 0) continue;
       V sum[vectors] = {};
-      for (int32_t i = work.counts[p]; i > 0; --i, ++value, ++atom) {
-        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * lanes));
+      for (const A* const end = value + count; value < end; ++value, ++atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * Vector<A>::lanes));
+        const A scale = *value;
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) sum[v] += *value * row[v];
+        for (int v = 0; v < vectors; ++v) sum[v] += scale * row[v];
       }
-      V* const out = reinterpret_cast<V*>(work.products + p * work.stride + first);
+      A* const patch = sums.memory + sums.base[p];
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) out[v] = sum[v];
+      for (int v = 0; v < vectors; ++v)
+        *reinterpret_cast<V*>(patch + vector[first + v]) += masked<A>(sum[v], work.masks[first + v]);
     }
   }
 };
 
 template <typename A>
 void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
-  Workspace<A> work(p.atoms, p.patches.size, scratch);
+  Workspace<A> work(p.atoms, p.patches.vectors, scratch);
+  work.make_masks(p.patches);
   const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t count = block_size(p.pixels, block), first = block * block_pixels;
     if (p.codes.places[block].count == 0) continue;
     list_atoms(p.codes.masks + first * bytes, bytes, count, work);
-    const SumAtoms<A> sum{work, p.codes.values + p.codes.places[block].first, p.table, count};
-    for_each_chunk<A, chunk_vectors>(p.patches, p.atoms, sum);
-    add_patches(p.patches, work, p.base + first, count, p.plane);
+    const Block<A> sums = products_for(p.patches, p.plane, p.base + first, count, work);
+    for_each_chunk<A>(p.patches, p.atoms,
+                      SumAtoms<A>{work, p.patches.vector, p.codes.values + p.codes.places[block].first, p.table, sums,
+                                  count});
+    add_products(p.patches, p.plane, p.base + first, count, work);
   }
 }
 
@@ -457,31 +497,37 @@ DSC_HOST_DEVICE Lanes<accumulate_t<T>> rounded_lanes(Lanes<accumulate_t<T>> v) {
   return v;
 }
 
-// Packs T(start + row) for the pixels of a block, whose A_W stands in work.rows; returns the number of values.
-template <bool one_sided, bool nonnegative, bool with_start, typename T>
+// rows += the packed values of a block. In a pass of its own: where reading and compressing alternate, a load has to
+// wait until the address of the store before it is known, which takes twice as long.
+template <typename A>
+DSC_HOST_DEVICE void add_codes(const PackedCodes<A>& codes, int64_t bytes, int64_t block, int64_t pixels,
+                               const Workspace<A>& work) {
+  Reader<A> reader{codes.masks + block * block_pixels * bytes, codes.values + codes.places[block].first};
+  A* row = work.rows;
+  for (int64_t t = 0; t < pixels; ++t, row += work.width, reader.mask += bytes)
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
+      reinterpret_cast<Lanes<A>*>(row)[v] += reader.next(v);
+}
+
+// Packs T of the rows of a block; returns the number of values.
+template <bool one_sided, bool nonnegative, typename T>
 DSC_HOST_DEVICE int64_t pack_block(const PackedAnalysis<T>& p, int64_t block, int64_t pixels,
                                    const Workspace<accumulate_t<T>>& work) {
   using A = accumulate_t<T>;
   using V = Lanes<A>;
-  constexpr int64_t lanes = Vector<A>::lanes;
-  const int64_t bytes = mask_bytes(p.atoms), width = work.width, vectors = width / lanes, first = block * block_pixels;
+  const int64_t bytes = mask_bytes(p.atoms), width = work.width;
   const V* const theta = reinterpret_cast<const V*>(p.theta);
-  const uint8_t* start_mask = p.start.masks + first * bytes;
-  const A* start = with_start ? p.start.values + p.start.places[block].first : nullptr;
-  uint8_t* mask = p.codes.masks + first * bytes;
+  uint8_t* mask = p.codes.masks + block * block_pixels * bytes;
   A* out = work.values;
   A* row = work.rows;
-  for (int64_t t = 0; t < pixels; ++t, row += width, mask += bytes, start_mask += bytes) {
+  for (int64_t t = 0; t < pixels; ++t, row += width, mask += bytes) {
     for (int64_t m = p.atoms; m < width; ++m) row[m] = A(0);  // not even 0 times a NaN
-    Reader<A> reader{start_mask, start};
     Packer<A> packer(mask, bytes, width, out);
-    for (int64_t v = 0; v < vectors; ++v) {
-      V u = reinterpret_cast<const V*>(row)[v];
-      if (with_start) u += reader.next(v);
-      u = nonnegative ? soft_threshold_nonnegative<one_sided>(u, theta[v]) : soft_threshold<one_sided>(u, theta[v]);
-      packer.add(v, rounded_lanes<T>(u));
+    for (int64_t v = 0; v < width / Vector<A>::lanes; ++v) {
+      const V u = reinterpret_cast<const V*>(row)[v];
+      packer.add(v, rounded_lanes<T>(nonnegative ? soft_threshold_nonnegative<one_sided>(u, theta[v])
+                                                 : soft_threshold<one_sided>(u, theta[v])));
     }
-    start = reader.values;
     out = packer.values;
   }
   return out - work.values;
@@ -496,20 +542,14 @@ DSC_HOST_DEVICE void keep_values(const Workspace<A>& work, int64_t count, const 
   memcpy(codes.values + first, work.values, count * sizeof(A));
 }
 
-template <bool one_sided, bool nonnegative, typename T>
-DSC_HOST_DEVICE int64_t pack_block(const PackedAnalysis<T>& p, int64_t block, int64_t pixels,
-                                   const Workspace<accumulate_t<T>>& work) {
-  return p.start.masks ? pack_block<one_sided, nonnegative, true>(p, block, pixels, work)
-                       : pack_block<one_sided, nonnegative, false>(p, block, pixels, work);
-}
-
 template <typename T>
 void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
-  const Workspace<A> work(p.atoms, p.patches.size, scratch);
+  const Workspace<A> work(p.atoms, 1, scratch);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block);
     multiply_block(p.patches, p.weight, p.plane, p.base + block * block_pixels, pixels, work);
+    if (p.start.masks) add_codes(p.start, mask_bytes(p.atoms), block, pixels, work);
     const int64_t count = p.one_sided     ? pack_block<true, false>(p, block, pixels, work)
                           : p.nonnegative ? pack_block<false, true>(p, block, pixels, work)
                                           : pack_block<false, false>(p, block, pixels, work);
@@ -519,73 +559,80 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
 
 // --- backward -------------------------------------------------------------------------------------------------------
 
-// products[pixel] = sum of g * weight atom; gradient of each atom += g * patch.
+// Adds to each pixel's patch of `sums` the sum of g * atom, and to the gradient of each atom g * patch.
 template <typename A>
 struct SumAtomsAndGradient {
   const Workspace<A>& work;
+  const int64_t* vector;
   const A* values;
   const A* table;
   A* gradient;
+  Block<const A> patches;
+  Block<A> sums;
   int64_t pixels;
 
   template <int vectors>
   DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
-    using V = typename Vector<A>::type;
-    constexpr int64_t lanes = Vector<A>::lanes;
+    using V = Lanes<A>;
     const A* const chunk = table + offset;
     A* const gradient_chunk = gradient + offset;
     const A* value = values;
     const int32_t* atom = work.atoms;
     for (int64_t p = 0; p < pixels; ++p) {
-      if (work.counts[p] == 0) continue;
+      const int32_t count = work.counts[p];
+      if (count == 0) continue;
       V sum[vectors] = {}, patch[vectors];
-      const V* const in = reinterpret_cast<const V*>(work.patches + p * work.stride + first);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) patch[v] = in[v];
-      for (int32_t i = work.counts[p]; i > 0; --i, ++value, ++atom) {
-        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * lanes));
-        V* const out = reinterpret_cast<V*>(gradient_chunk + *atom * (vectors * lanes));
+      for (int v = 0; v < vectors; ++v)
+        patch[v] = *reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]);
+      for (const A* const end = value + count; value < end; ++value, ++atom) {
+        const int64_t place = *atom * (vectors * Vector<A>::lanes);
+        const V* const row = reinterpret_cast<const V*>(chunk + place);
+        V* const out = reinterpret_cast<V*>(gradient_chunk + place);
+        const A scale = *value;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-          sum[v] += *value * row[v];
-          out[v] += *value * patch[v];
+          sum[v] += scale * row[v];
+          out[v] += scale * patch[v];
         }
       }
-      V* const out = reinterpret_cast<V*>(work.products + p * work.stride + first);
+      A* const target = sums.memory + sums.base[p];
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) out[v] = sum[v];
+      for (int v = 0; v < vectors; ++v)
+        *reinterpret_cast<V*>(target + vector[first + v]) += masked<A>(sum[v], work.masks[first + v]);
     }
   }
 };
 
 template <typename A>
 void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch) {
-  Workspace<A> work(p.atoms, p.patches.size, scratch);
+  Workspace<A> work(p.atoms, p.patches.vectors, scratch);
+  work.make_masks(p.patches);
   const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
+    const int64_t* const base = p.base + first;
     if (count == 0) continue;
     list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
     const A* const x = p.codes.values + p.codes.places[block].first;
     const A* const grad = p.grad.values + p.grad.places[block].first;
     if (p.grad_theta) {
       A* const sums = work.rows;  // of this block; in double beyond
-      for (int64_t m = 0; m < p.atoms; ++m) sums[m] = A(0);
       A* const terms = work.values;
+      for (int64_t m = 0; m < p.atoms; ++m) sums[m] = A(0);
       for (int64_t i = 0; i < count; ++i) terms[i] = x[i] < A(0) ? grad[i] : -grad[i];  // -sign(x) g, x is not 0
       for (int64_t i = 0; i < count; ++i) sums[work.atoms[i]] += terms[i];
       for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
     }
-    if (p.gradient) {
-      copy_patches(p.patches, p.residual, p.base + first, pixels, work);
-      const SumAtomsAndGradient<A> sum{work, grad, p.table, p.gradient, pixels};
-      for_each_chunk<A, chunk_vectors>(p.patches, p.atoms, sum);
-    } else {
-      const SumAtoms<A> sum{work, grad, p.table, pixels};
-      for_each_chunk<A, chunk_vectors>(p.patches, p.atoms, sum);
-    }
-    if (p.plane) add_patches(p.patches, work, p.base + first, pixels, p.plane);
+    const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
+    if (p.gradient)
+      for_each_chunk<A>(p.patches, p.atoms,
+                        SumAtomsAndGradient<A>{work, p.patches.vector, grad, p.table, p.gradient,
+                                               patches_of(p.patches, p.residual, base, pixels, work), sums, pixels});
+    else
+      for_each_chunk<A>(p.patches, p.atoms, SumAtoms<A>{work, p.patches.vector, grad, p.table, sums, pixels});
+    add_products(p.patches, p.plane, base, pixels, work);
   }
 }
 
@@ -593,36 +640,41 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
 template <bool with_gradient, typename A>
 struct DotAtoms {
   const Workspace<A>& work;
+  const int64_t* vector;
   const A* values;
   A* grad;
   const A* table;
   A* gradient;
+  Block<const A> patches;
   int64_t pixels;
 
   template <int vectors>
   DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
-    using V = typename Vector<A>::type;
-    constexpr int64_t lanes = Vector<A>::lanes;
+    using V = Lanes<A>;
     const A* const chunk = table + offset;
     A* const gradient_chunk = gradient + offset;
     const A* value = values;
     A* grad_value = grad;
     const int32_t* atom = work.atoms;
     for (int64_t p = 0; p < pixels; ++p) {
-      if (work.counts[p] == 0) continue;
+      const int32_t count = work.counts[p];
+      if (count == 0) continue;
       V patch[vectors];
-      const V* const in = reinterpret_cast<const V*>(work.patches + p * work.stride + first);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) patch[v] = in[v];
-      for (int32_t i = work.counts[p]; i > 0; --i, ++value, ++grad_value, ++atom) {
-        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * lanes));
+      for (int v = 0; v < vectors; ++v)
+        patch[v] = masked<A>(*reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]),
+                             work.masks[first + v]);
+      for (const A* const end = value + count; value < end; ++value, ++grad_value, ++atom) {
+        const int64_t place = *atom * (vectors * Vector<A>::lanes);
+        const V* const row = reinterpret_cast<const V*>(chunk + place);
         V dot = patch[0] * row[0];
 #pragma GCC unroll 8
         for (int v = 1; v < vectors; ++v) dot += patch[v] * row[v];
         if (with_gradient) {
-          V* const out = reinterpret_cast<V*>(gradient_chunk + *atom * (vectors * lanes));
+          V* const out = reinterpret_cast<V*>(gradient_chunk + place);
+          const A scale = *value;
 #pragma GCC unroll 8
-          for (int v = 0; v < vectors; ++v) out[v] -= *value * patch[v];
+          for (int v = 0; v < vectors; ++v) out[v] -= scale * patch[v];
         }
         *grad_value -= sum_of_lanes<A>(dot);
       }
@@ -632,32 +684,29 @@ struct DotAtoms {
 
 template <typename A>
 void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratch) {
-  Workspace<A> work(p.atoms, p.patches.size, scratch);
+  Workspace<A> work(p.atoms, p.patches.vectors, scratch);
+  work.make_masks(p.patches);
   const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
-    // The gradient of u, moved from the support of the step's result to that of its start.
-    A* out = work.values;
-    const A* grad = p.grad.values + p.grad.places[block].first;
-    if (count > 0)
-      for (int64_t t = 0; t < pixels; ++t) {
-        Reader<A> reader{p.grad.masks + (first + t) * bytes, grad};
-        Picker<A> picker{p.codes.masks + (first + t) * bytes, out};
-        for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) picker.add(v, reader.next(v));
-        grad = reader.values;
-        out = picker.values;
-      }
     if (count > 0) {
+      // The gradient of u, moved from the support of the step's result to that of its start.
+      Reader<A> reader{p.grad.masks + first * bytes, p.grad.values + p.grad.places[block].first};
+      Picker<A> picker{p.codes.masks + first * bytes, work.values};
+      for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes, picker.mask += bytes)
+        for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) picker.add(v, reader.next(v));
       list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
       const A* const values = p.codes.values + p.codes.places[block].first;
-      copy_patches(p.patches, p.plane, p.base + first, pixels, work);
+      const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
+      const int64_t* const vector = p.patches.vector;
       if (p.gradient)
-        for_each_chunk<A, chunk_vectors>(
-            p.patches, p.atoms, DotAtoms<true, A>{work, values, work.values, p.table, p.gradient, pixels});
+        for_each_chunk<A>(
+            p.patches, p.atoms,
+            DotAtoms<true, A>{work, vector, values, work.values, p.table, p.gradient, patches, pixels});
       else
-        for_each_chunk<A, chunk_vectors>(
-            p.patches, p.atoms, DotAtoms<false, A>{work, values, work.values, p.table, nullptr, pixels});
+        for_each_chunk<A>(p.patches, p.atoms,
+                          DotAtoms<false, A>{work, vector, values, work.values, p.table, nullptr, patches, pixels});
     }
     keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
   }
