@@ -216,7 +216,7 @@ def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, g
     # TapeLayout of csrc/core/code_format.h: places, values, residuals, masks, end.
     value_size = 8 if y.dtype == torch.float64 else 4
     pixels = codes.numel() // dictionary.shape[0] * groups
-    mask_size = (dictionary.shape[0] // groups + 31) // 32 * 4
+    mask_size = (dictionary.shape[0] // groups + 63) // 64 * 8
     step = pixels * (16 + mask_size) + (codes.numel() + y.numel()) * value_size
     return codes, codes.new_empty(theta.shape[0] * step + 64 if keep_tape else 0, dtype=torch.uint8)
 

@@ -1,7 +1,7 @@
 // A packed sparse code: how codes live between the iterations of lista, and on the tape that backward reads.
 //
 // Per code pixel and group of atoms a mask of one bit per atom, in bytes, the lowest bit of the first byte first, padded
-// to whole 32-bit words; per block of pixels the values of the non-zeros, contiguous, pixel after pixel, in rising order
+// to whole 64-bit words; per block of pixels the values of the non-zeros, contiguous, pixel after pixel, in rising order
 // of atoms. Blocks stand anywhere in an arena of values: a place says where. Pixels are counted group by group, image
 // by image, row by row.
 //
@@ -23,7 +23,7 @@ struct Place {
   int64_t first, count;  // values [first, first + count) of the arena
 };
 
-DSC_HOST_DEVICE int64_t mask_bytes(int64_t atoms) { return (atoms + 31) / 32 * 4; }
+DSC_HOST_DEVICE int64_t mask_bytes(int64_t atoms) { return (atoms + 63) / 64 * 8; }
 
 struct TapeLayout {
   int64_t places, values, residuals, masks, bytes;  // where each part begins, and the size of all

@@ -105,11 +105,11 @@ bool well_formed(const PackedCodes<A>& codes, int64_t capacity, const Plan& plan
       return false;
     int64_t count = 0;
     for (int64_t p = pixel; p < std::min(unit.pixels, pixel + block_pixels); ++p)
-      for (int64_t word = 0; word < bytes / 4; ++word) {
-        uint32_t bits;
-        std::memcpy(&bits, part.masks + p * bytes + 4 * word, 4);
-        if (32 * word + 32 > atoms && (bits >> (atoms - 32 * word)) != 0) return false;
-        count += __builtin_popcount(bits);
+      for (int64_t word = 0; word < bytes / 8; ++word) {
+        uint64_t bits;
+        std::memcpy(&bits, part.masks + p * bytes + 8 * word, 8);
+        if (64 * word + 64 > atoms && (bits >> (atoms - 64 * word)) != 0) return false;
+        count += __builtin_popcountll(bits);
       }
     if (count != place.count) return false;
   }

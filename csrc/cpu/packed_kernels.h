@@ -48,6 +48,18 @@ alignas(64) constexpr BitTables bit_tables;
 template <typename A>
 using Lanes = typename Vector<A>::type;
 
+template <typename A>
+struct MaskElement {
+  using type = int32_t;
+};
+template <>
+struct MaskElement<double> {
+  using type = int64_t;
+};
+template <typename A>
+using LaneMask __attribute__((vector_size(vector_bytes), aligned(sizeof(A)), may_alias)) =
+    typename MaskElement<A>::type;
+
 // Bits of the lanes that are not zero (NaN is not).
 template <typename A>
 DSC_HOST_DEVICE unsigned nonzero_lanes(const Lanes<A>& v) {
@@ -79,15 +91,24 @@ DSC_HOST_DEVICE A sum_of_lanes(const Lanes<A>& v) {
   return sum;
 }
 
-// atoms = first + the positions of the byte's set bits; writes eight.
-DSC_HOST_DEVICE void list_bits(uint8_t byte, int32_t first, int32_t* atoms) {
-#if defined(__AVX2__)
-  const __m128i position = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.position[byte]));
-  const __m256i indices = _mm256_add_epi32(_mm256_cvtepu8_epi32(position), _mm256_set1_epi32(first));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(atoms), indices);
-#else
-  for (int i = 0; i < 8; ++i) atoms[i] = first + bit_tables.position[byte][i];
-#endif
+// Calls body(atom) for each set bit of a pixel's mask.
+template <typename Body>
+DSC_HOST_DEVICE void for_each_nonzero(const uint8_t* mask, int64_t bytes, const Body& body) {
+  for (int64_t b = 0; b < bytes; b += 8) {
+    uint64_t word;
+    memcpy(&word, mask + b, 8);
+    for (; word; word &= word - 1) body(8 * b + __builtin_ctzll(word));
+  }
+}
+
+DSC_HOST_DEVICE bool any_nonzero(const uint8_t* mask, int64_t bytes) {
+  uint64_t any = 0;
+  for (int64_t b = 0; b < bytes; b += 8) {
+    uint64_t word;
+    memcpy(&word, mask + b, 8);
+    any |= word;
+  }
+  return any != 0;
 }
 
 #if defined(__AVX512F__)
@@ -220,16 +241,14 @@ struct Picker {
 
 // --- blocks of pixels -----------------------------------------------------------------------------------------------
 
-// Working memory of one thread: rows of atoms for a block of pixels, the block's list of non-zeros, and copies of
-// patches and of what is to be added to them.
+// Working memory of one thread: rows of atoms for a block of pixels, and copies of patches and of what is to be added to
+// them.
 template <typename A>
 struct Workspace {
   int64_t width, stride;  // of a row of atoms, of a patch
   A *rows, *values, *patches, *products;
-  Lanes<A>* masks;  // of the vectors of a patch
-  int32_t* atoms;
+  LaneMask<A>* masks;            // of the vectors of a patch: all bits set for its own lanes
   int64_t copies[block_pixels];  // where the copy of each pixel's patch begins
-  int32_t counts[block_pixels];  // non-zeros of each pixel
 
   static int64_t align(int64_t bytes) { return padded(bytes, 64); }
   static int64_t row_bytes(int64_t atoms) {
@@ -239,8 +258,7 @@ struct Workspace {
     return align((block_pixels * vectors + 2) * Vector<A>::lanes * sizeof(A));
   }
   static int64_t size(int64_t atoms, int64_t vectors) {
-    return 2 * row_bytes(atoms) + 2 * patch_bytes(vectors) + align(vectors * sizeof(Lanes<A>)) +
-           align((block_pixels * row_atoms<A>(atoms) + 8) * sizeof(int32_t));
+    return 2 * row_bytes(atoms) + 2 * patch_bytes(vectors) + align(vectors * sizeof(LaneMask<A>));
   }
 
   Workspace(int64_t group_atoms, int64_t vectors, char* memory)
@@ -249,25 +267,23 @@ struct Workspace {
     values = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
     patches = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
     products = reinterpret_cast<A*>(memory += patch_bytes(vectors));
-    masks = reinterpret_cast<Lanes<A>*>(memory += patch_bytes(vectors));
-    atoms = reinterpret_cast<int32_t*>(memory + align(vectors * sizeof(Lanes<A>)));
+    masks = reinterpret_cast<LaneMask<A>*>(memory + patch_bytes(vectors));
     for (int64_t p = 0; p < block_pixels; ++p) copies[p] = p * stride;
   }
 
-  // Ones for the lanes that belong to a patch, and 0 for the others, for the sparse products of these patches.
   void make_masks(const Patches& patches) {
     constexpr int64_t lanes = Vector<A>::lanes;
     const int64_t per_segment = patches.vectors / patches.segments;
     for (int64_t v = 0; v < patches.vectors; ++v)
       for (int64_t lane = 0; lane < lanes; ++lane)
-        masks[v][lane] = patches.copied || v % per_segment * lanes + lane < patches.length ? A(1) : A(0);
+        masks[v][lane] = patches.copied || v % per_segment * lanes + lane < patches.length ? -1 : 0;
   }
 };
 
-// v where the mask is 1, else 0, whatever v is.
+// v in the lanes of the mask, 0 in the others, whatever v is.
 template <typename A>
-DSC_HOST_DEVICE Lanes<A> masked(const Lanes<A>& v, const Lanes<A>& mask) {
-  return mask != Lanes<A>{} ? v : Lanes<A>{};
+DSC_HOST_DEVICE Lanes<A> masked(const Lanes<A>& v, const LaneMask<A>& mask) {
+  return (Lanes<A>)((LaneMask<A>)v & mask);
 }
 
 template <typename A>
@@ -280,20 +296,6 @@ DSC_HOST_DEVICE int64_t block_count(int64_t pixels) { return (pixels + block_pix
 DSC_HOST_DEVICE int64_t block_size(int64_t pixels, int64_t block) {
   const int64_t left = pixels - block * block_pixels;
   return left < block_pixels ? left : block_pixels;
-}
-
-// The atoms of the block's non-zeros, pixel after pixel.
-template <typename A>
-DSC_HOST_DEVICE void list_atoms(const uint8_t* masks, int64_t bytes, int64_t pixels, Workspace<A>& work) {
-  int32_t* out = work.atoms;
-  for (int64_t p = 0; p < pixels; ++p) {
-    int32_t* const first = out;
-    for (int64_t b = 0; b < bytes; ++b, ++masks) {
-      list_bits(*masks, static_cast<int32_t>(8 * b), out);
-      out += __builtin_popcount(*masks);
-    }
-    work.counts[p] = static_cast<int32_t>(out - first);
-  }
 }
 
 // The memory in which the sparse products of a block find the patches: the plane itself, or copies.
@@ -337,10 +339,9 @@ DSC_HOST_DEVICE void add_products(const Patches& patches, A* plane, const int64_
   constexpr int64_t lanes = Vector<A>::lanes;
   if (!patches.copied) return;
   const int64_t whole = patches.length / lanes * lanes;
-  V mask = {};
-  for (int64_t i = 0; i < patches.length - whole; ++i) mask[i] = A(1);
+  LaneMask<A> mask = {};
+  for (int64_t i = 0; i < patches.length - whole; ++i) mask[i] = -1;
   for (int64_t p = 0; p < pixels; ++p) {
-    if (work.counts[p] == 0) continue;
     const A* in = work.products + p * work.stride;
     for (int64_t s = 0; s < patches.segments; ++s, in += patches.length) {
       A* const out = plane + base[p] + patches.segment[s];
@@ -380,8 +381,10 @@ DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const
 // Adds to each pixel's patch the sum over its non-zeros of value * atom.
 template <typename A>
 struct SumAtoms {
-  const Workspace<A>& work;
-  const int64_t* vector;  // where each vector of a patch begins
+  const LaneMask<A>* masks;
+  const int64_t* vector;   // where each vector of a patch begins
+  const uint8_t* support;  // the masks of the block's pixels
+  int64_t bytes;
   const A* values;
   const A* table;
   Block<A> sums;
@@ -392,21 +395,20 @@ struct SumAtoms {
     using V = Lanes<A>;
     const A* const chunk = table + offset;
     const A* value = values;
-    const int32_t* atom = work.atoms;
-    for (int64_t p = 0; p < pixels; ++p) {
-      const int32_t count = work.counts[p];
-      if (count == 0) continue;
+    const uint8_t* mask = support;
+    for (int64_t p = 0; p < pixels; ++p, mask += bytes) {
+      if (!any_nonzero(mask, bytes)) continue;
       V sum[vectors] = {};
-      for (const A* const end = value + count; value < end; ++value, ++atom) {
-        const V* const row = reinterpret_cast<const V*>(chunk + *atom * (vectors * Vector<A>::lanes));
-        const A scale = *value;
+      for_each_nonzero(mask, bytes, [&](int64_t atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + atom * (vectors * Vector<A>::lanes));
+        const A scale = *value++;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) sum[v] += scale * row[v];
-      }
+      });
       A* const patch = sums.memory + sums.base[p];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v)
-        *reinterpret_cast<V*>(patch + vector[first + v]) += masked<A>(sum[v], work.masks[first + v]);
+        *reinterpret_cast<V*>(patch + vector[first + v]) += masked<A>(sum[v], masks[first + v]);
     }
   }
 };
@@ -419,11 +421,10 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t count = block_size(p.pixels, block), first = block * block_pixels;
     if (p.codes.places[block].count == 0) continue;
-    list_atoms(p.codes.masks + first * bytes, bytes, count, work);
     const Block<A> sums = products_for(p.patches, p.plane, p.base + first, count, work);
     for_each_chunk<A>(p.patches, p.atoms,
-                      SumAtoms<A>{work, p.patches.vector, p.codes.values + p.codes.places[block].first, p.table, sums,
-                                  count});
+                      SumAtoms<A>{work.masks, p.patches.vector, p.codes.masks + first * bytes, bytes,
+                                  p.codes.values + p.codes.places[block].first, p.table, sums, count});
     add_products(p.patches, p.plane, p.base + first, count, work);
   }
 }
@@ -562,8 +563,10 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
 // Adds to each pixel's patch of `sums` the sum of g * atom, and to the gradient of each atom g * patch.
 template <typename A>
 struct SumAtomsAndGradient {
-  const Workspace<A>& work;
+  const LaneMask<A>* masks;
   const int64_t* vector;
+  const uint8_t* support;
+  int64_t bytes;
   const A* values;
   const A* table;
   A* gradient;
@@ -577,29 +580,27 @@ struct SumAtomsAndGradient {
     const A* const chunk = table + offset;
     A* const gradient_chunk = gradient + offset;
     const A* value = values;
-    const int32_t* atom = work.atoms;
-    for (int64_t p = 0; p < pixels; ++p) {
-      const int32_t count = work.counts[p];
-      if (count == 0) continue;
+    const uint8_t* mask = support;
+    for (int64_t p = 0; p < pixels; ++p, mask += bytes) {
+      if (!any_nonzero(mask, bytes)) continue;
       V sum[vectors] = {}, patch[vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v)
         patch[v] = *reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]);
-      for (const A* const end = value + count; value < end; ++value, ++atom) {
-        const int64_t place = *atom * (vectors * Vector<A>::lanes);
-        const V* const row = reinterpret_cast<const V*>(chunk + place);
-        V* const out = reinterpret_cast<V*>(gradient_chunk + place);
-        const A scale = *value;
+      for_each_nonzero(mask, bytes, [&](int64_t atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + atom * (vectors * Vector<A>::lanes));
+        V* const out = reinterpret_cast<V*>(gradient_chunk + atom * (vectors * Vector<A>::lanes));
+        const A scale = *value++;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
           sum[v] += scale * row[v];
           out[v] += scale * patch[v];
         }
-      }
+      });
       A* const target = sums.memory + sums.base[p];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v)
-        *reinterpret_cast<V*>(target + vector[first + v]) += masked<A>(sum[v], work.masks[first + v]);
+        *reinterpret_cast<V*>(target + vector[first + v]) += masked<A>(sum[v], masks[first + v]);
     }
   }
 };
@@ -614,24 +615,27 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     const int64_t count = p.codes.places[block].count;
     const int64_t* const base = p.base + first;
     if (count == 0) continue;
-    list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
+    const uint8_t* const support = p.codes.masks + first * bytes;
     const A* const x = p.codes.values + p.codes.places[block].first;
     const A* const grad = p.grad.values + p.grad.places[block].first;
     if (p.grad_theta) {
       A* const sums = work.rows;  // of this block; in double beyond
-      A* const terms = work.values;
-      for (int64_t m = 0; m < p.atoms; ++m) sums[m] = A(0);
-      for (int64_t i = 0; i < count; ++i) terms[i] = x[i] < A(0) ? grad[i] : -grad[i];  // -sign(x) g, x is not 0
-      for (int64_t i = 0; i < count; ++i) sums[work.atoms[i]] += terms[i];
+      for (int64_t m = 0; m < work.width; ++m) sums[m] = A(0);
+      for (int64_t i = 0; i < count; ++i) work.values[i] = x[i] < A(0) ? grad[i] : -grad[i];  // -sign(x) g, x is not 0
+      Reader<A> reader{support, work.values};
+      for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes)
+        for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
+          reinterpret_cast<Lanes<A>*>(sums)[v] += reader.next(v);
       for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
     }
     const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
     if (p.gradient)
       for_each_chunk<A>(p.patches, p.atoms,
-                        SumAtomsAndGradient<A>{work, p.patches.vector, grad, p.table, p.gradient,
+                        SumAtomsAndGradient<A>{work.masks, p.patches.vector, support, bytes, grad, p.table, p.gradient,
                                                patches_of(p.patches, p.residual, base, pixels, work), sums, pixels});
     else
-      for_each_chunk<A>(p.patches, p.atoms, SumAtoms<A>{work, p.patches.vector, grad, p.table, sums, pixels});
+      for_each_chunk<A>(p.patches, p.atoms,
+                        SumAtoms<A>{work.masks, p.patches.vector, support, bytes, grad, p.table, sums, pixels});
     add_products(p.patches, p.plane, base, pixels, work);
   }
 }
@@ -639,8 +643,10 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
 // grad of each non-zero -= patch * atom; gradient of each atom -= value * patch.
 template <bool with_gradient, typename A>
 struct DotAtoms {
-  const Workspace<A>& work;
+  const LaneMask<A>* masks;
   const int64_t* vector;
+  const uint8_t* support;
+  int64_t bytes;
   const A* values;
   A* grad;
   const A* table;
@@ -655,29 +661,27 @@ struct DotAtoms {
     A* const gradient_chunk = gradient + offset;
     const A* value = values;
     A* grad_value = grad;
-    const int32_t* atom = work.atoms;
-    for (int64_t p = 0; p < pixels; ++p) {
-      const int32_t count = work.counts[p];
-      if (count == 0) continue;
+    const uint8_t* mask = support;
+    for (int64_t p = 0; p < pixels; ++p, mask += bytes) {
+      if (!any_nonzero(mask, bytes)) continue;
       V patch[vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v)
         patch[v] = masked<A>(*reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]),
-                             work.masks[first + v]);
-      for (const A* const end = value + count; value < end; ++value, ++grad_value, ++atom) {
-        const int64_t place = *atom * (vectors * Vector<A>::lanes);
-        const V* const row = reinterpret_cast<const V*>(chunk + place);
+                             masks[first + v]);
+      for_each_nonzero(mask, bytes, [&](int64_t atom) {
+        const V* const row = reinterpret_cast<const V*>(chunk + atom * (vectors * Vector<A>::lanes));
         V dot = patch[0] * row[0];
 #pragma GCC unroll 8
         for (int v = 1; v < vectors; ++v) dot += patch[v] * row[v];
         if (with_gradient) {
-          V* const out = reinterpret_cast<V*>(gradient_chunk + place);
-          const A scale = *value;
+          V* const out = reinterpret_cast<V*>(gradient_chunk + atom * (vectors * Vector<A>::lanes));
+            const A scale = *value++;
 #pragma GCC unroll 8
           for (int v = 0; v < vectors; ++v) out[v] -= scale * patch[v];
         }
-        *grad_value -= sum_of_lanes<A>(dot);
-      }
+        *grad_value++ -= sum_of_lanes<A>(dot);
+      });
     }
   }
 };
@@ -696,17 +700,17 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
       Picker<A> picker{p.codes.masks + first * bytes, work.values};
       for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes, picker.mask += bytes)
         for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) picker.add(v, reader.next(v));
-      list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
+      const uint8_t* const support = p.codes.masks + first * bytes;
       const A* const values = p.codes.values + p.codes.places[block].first;
       const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
       const int64_t* const vector = p.patches.vector;
       if (p.gradient)
         for_each_chunk<A>(
             p.patches, p.atoms,
-            DotAtoms<true, A>{work, vector, values, work.values, p.table, p.gradient, patches, pixels});
+            DotAtoms<true, A>{work.masks, vector, support, bytes, values, work.values, p.table, p.gradient, patches, pixels});
       else
         for_each_chunk<A>(p.patches, p.atoms,
-                          DotAtoms<false, A>{work, vector, values, work.values, p.table, nullptr, patches, pixels});
+                          DotAtoms<false, A>{work.masks, vector, support, bytes, values, work.values, p.table, nullptr, patches, pixels});
     }
     keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
   }
@@ -766,11 +770,10 @@ void packed_to_dense(const PackedToDense<T>& p, char* scratch) {
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     memset(tile, 0, p.atoms * block_pixels * sizeof(T));
-    list_atoms(p.codes.masks + first * bytes, bytes, pixels, work);
     const A* value = p.codes.values + p.codes.places[block].first;
-    const int32_t* atom = work.atoms;
     for (int64_t t = 0; t < pixels; ++t)
-      for (int32_t i = work.counts[t]; i > 0; --i) tile[*atom++ * block_pixels + t] = store<T>(*value++);
+      for_each_nonzero(p.codes.masks + (first + t) * bytes, bytes,
+                       [&](int64_t atom) { tile[atom * block_pixels + t] = store<T>(*value++); });
     for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
       for (int64_t m = 0; m < p.atoms; ++m)
         memcpy(p.dense + offset + m * p.image_pixels, tile + m * block_pixels + t, run * sizeof(T));
@@ -788,12 +791,10 @@ void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     A* out = work.values;
     if (p.on) {
-      list_atoms(p.on + first * bytes, bytes, pixels, work);
-      const int32_t* atom = work.atoms;
       for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
         for (int64_t i = 0; i < run; ++i)
-          for (int32_t n = work.counts[t + i]; n > 0; --n)
-            *out++ = load(p.dense[offset + i + *atom++ * p.image_pixels]);
+          for_each_nonzero(p.on + (first + t + i) * bytes, bytes,
+                           [&](int64_t atom) { *out++ = load(p.dense[offset + i + atom * p.image_pixels]); });
       });
     } else {
       for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
