@@ -65,9 +65,7 @@ def matrix_lista(
     return x
 
 
-def fused_matrix_lista(
-    y: Tensor, dictionary: Tensor, analysis: Tensor, theta: Tensor, *, x0: Tensor | None
-) -> Tensor:
+def fused_matrix_lista(y: Tensor, dictionary: Tensor, analysis: Tensor, theta: Tensor, *, x0: Tensor | None) -> Tensor:
     """What LISTALinear does with rows, and with a first code besides."""
     start = None if x0 is None else x0.t().unsqueeze(0)
     codes = functional.lista(

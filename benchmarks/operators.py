@@ -1,7 +1,7 @@
 """The operators one by one, forward and backward, against eager and the machine's limits; and what a layer call adds.
 
-Bytes are those that have to be read and written once: of signals, codes and their gradients, not of weights. Compared
-with ``copy`` and ``new_copy`` (:func:`benchmarks.timing.limits`) they tell how near an operator is to a plain copy; dense
+Bytes are those that have to be read and written once: of signals, codes and their gradients, not of weights. Beside
+``copy`` and ``new_copy`` (:func:`benchmarks.timing.limits`) they tell how near an operator is to a plain copy; dense
 operations, how near the convolutions are to a matrix product.
 """
 
@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.benchmark import Timer
 
 import dsc_ops
 from benchmarks.cases import Case, problem
 from benchmarks.contenders import warm_up
-from benchmarks.timing import FUSED, fastest, ratio, summary, take_turns, torch_threads
+from benchmarks.timing import FUSED, fastest, ratio, single, summary, take_turns, torch_threads
 from dsc_ops import functional, reference
 
-OPERATORS = ("soft_threshold", "shrink", "l1_penalty", "conv_soft_threshold", "lista_step")
-ELEMENTWISE = (16, 64, 128, 128)  # 64 MiB in float32: more than caches hold
+CONVOLUTIONAL = ("conv_soft_threshold", "lista_step")
+OPERATORS = ("soft_threshold", "shrink", "l1_penalty", *CONVOLUTIONAL)
+ELEMENTWISE = (15, 32, 128, 128)  # 30 MiB in float32: too much for most caches, and still reused by malloc
 SURVIVORS = 1.645  # a tenth of standard normal numbers has a larger size
 
 
@@ -49,7 +49,6 @@ def elementwise(name: str, shape: Sequence[int]) -> Operation:
             FUSED: functional.l1_penalty,
             "eager": reference.l1_penalty,
             "mean": lambda x: x.abs().mean(),
-            "norm": lambda x: torch.linalg.vector_norm(x, 1) / x.numel(),
         }
         return Operation([u], ways, {"forward": size, "backward": 2 * size}, {})
     ways = {FUSED: getattr(functional, name), "eager": getattr(reference, name)}
@@ -169,8 +168,7 @@ def overhead(name: str, *, rounds: int = 5, seconds: float = 0.1) -> dict[str, A
         times: dict[str, list[float]] = {what: [] for what in statements}
         for _ in range(rounds):
             for what, statement in statements.items():
-                timer = Timer(statement, globals=scope, num_threads=1)
-                times[what].append(timer.blocked_autorange(min_run_time=seconds).median * 1e6)
+                times[what].append(statistics.median(single(statement, seconds, **scope)) * 1e6)
     medians = {what: statistics.median(values) for what, values in times.items()}
     added = statistics.median(whole - inner for whole, inner in zip(times["layer"], times["operator"], strict=True))
     return {"layer": name, "microseconds": medians, "added": added}

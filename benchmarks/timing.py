@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 FUSED = "fused"  # the contender that all others are baselines of
 HOPELESS = 2  # a baseline so many times slower than the fastest one is timed once
@@ -62,13 +61,21 @@ def ratio(contenders: dict[str, dict[str, Any]]) -> float:
     return contenders[fastest(contenders)]["median"] / contenders[FUSED]["median"]
 
 
+def single(statement: str, seconds: float, **names: Any) -> list[float]:
+    """Seconds of one statement, measured again and again, by torch's own timer, with torch's number of threads."""
+    from torch.utils.benchmark import Timer  # brings the tools for C++ extensions along: only where it is needed
+
+    timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds).times
+
+
 def limits(
     threads: int | None = None, dtype: torch.dtype = torch.float32, *, size: int = 2048, mebibytes: int = 256
 ) -> dict[str, Any]:
     """What the machine does at most, the best of half a second: the product of two large matrices, and large copies.
 
-    A copy counts what it reads and what it writes. ``copy`` writes into memory that is there, ``new_copy`` into a new
-    tensor, as every operator does that returns one: the system hands its pages over first.
+    A copy counts what it reads and what it writes. ``copy`` is that of a large tensor into another one, ``new_copy``
+    that of a tensor of 30 MiB into a new one, as every operator has to make that returns one.
     """
     with torch_threads(threads):
         used = torch.get_num_threads()
@@ -76,17 +83,14 @@ def limits(
         source = torch.rand(mebibytes * 2**20 // dtype.itemsize).to(dtype)
         target = source.clone()
 
-        def best(statement: str) -> float:
-            timer = Timer(statement, globals={"torch": torch, **locals_}, num_threads=used)
-            return min(timer.blocked_autorange(min_run_time=0.5).times)
-
-        locals_ = {"a": a, "b": b, "c": c, "source": source, "target": target}
-        product, copy, new_copy = map(best, ("torch.mm(a, b, out=c)", "target.copy_(source)", "source.clone()"))
-    moved = 2 * source.numel() * source.itemsize
+        product = min(single("torch.mm(a, b, out=c)", 0.5, torch=torch, a=a, b=b, c=c))
+        copy = min(single("target.copy_(source)", 0.5, source=source, target=target))
+        part = source[: 30 * 2**20 // dtype.itemsize]
+        new_copy = min(single("part.clone()", 0.5, part=part))
     return {
         "threads": used,
         "dtype": str(dtype).removeprefix("torch."),
         "gemm_gflops": 2 * size**3 / product / 1e9,
-        "copy_gbs": moved / copy / 1e9,
-        "new_copy_gbs": moved / new_copy / 1e9,
+        "copy_gbs": 2 * source.nbytes / copy / 1e9,
+        "new_copy_gbs": 2 * part.nbytes / new_copy / 1e9,
     }
