@@ -2,7 +2,8 @@
 
 Both are ratios to the same baselines, those that are measured now, whatever else was committed. A row that lost more
 than the tolerance is measured once more, and the better of the two counts: a lasting loss fails twice. Rows that were
-not committed are not compared; neither are machines without committed results, which is said and is no failure.
+not committed are not compared; neither are machines without committed results, which is said and is no failure. A row
+that cannot be measured is a loss.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def check(committed: dict[str, Any], planned: list[Step], say: Callable[[str], N
     before = {identity(row): row for row in committed["rows"] if "ratio" in row}
     losses, compared = [], 0
     for step in planned:
-        row = step.run()
+        try:
+            row = step.run()
+        except RuntimeError as error:
+            losses.append(f"{step}: {error}")
+            continue
         old = before.get(identity(row))
         if old is None or not (was := comparable(old, row)):
             say(f"{step}: ratio {row['ratio']:.2f}, nothing committed to compare with")

@@ -97,7 +97,7 @@ def memory(rows: list[Row]) -> Figure | None:
                 axis.plot(iterations, sizes, "o-", color=colour, ms=3, label=what)
         axis.axhline(chosen[0]["code_bytes"] / 2**20, color=GREY, lw=1, label="one dense code")
         axis.set_title(name, fontsize=9)
-        axis.set(xlabel="K", yscale="log")
+        axis.set(xlabel="K", xlim=(0, None), ylim=(0, None))
     figure.axes[0].set_ylabel("MiB at the peak of a training step")
     figure.axes[0].legend()
     return figure

@@ -84,7 +84,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 when --check found a loss."""
+    """The exit status: 0, or 1 when --check found a loss or a row could not be measured."""
     require_extras()
 
     import torch
@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = options_of(arguments)
     if options.draw:
-        return show(draw(run.read(options.draw)["rows"], FIGURES))
+        show(draw(run.read(options.draw)["rows"], FIGURES))
+        return 0
 
     chosen = {
         name: getattr(options, name)
@@ -129,9 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     default = RESULTS / f"{results['machine']['name']}.json" if whole else TRIAL / "benchmarks.json"
     output = options.output or default
     run.write(output, results)
-    return show(
-        [output, *draw(results["rows"], FIGURES if output == default and whole else output.parent / "performance")]
-    )
+    folder = FIGURES if whole and not options.output else output.parent / "performance"
+    show([output, *draw(results["rows"], folder)])
+    return 1 if results["failed"] else 0
 
 
 def compare(plan) -> int:
@@ -151,6 +152,5 @@ def compare(plan) -> int:
     return 1 if losses else 0
 
 
-def show(files: list[Path]) -> int:
+def show(files: list[Path]) -> None:
     print("Written: " + ", ".join(map(str, files)))
-    return 0

@@ -80,7 +80,7 @@ class Plan:
             densities=self.densities[:1],
             iterations=self.iterations[:1],
             baselines=[name for name in self.baselines if name != "compile"],
-            memory_iterations=self.iterations[:1],
+            memory_iterations=(),
             repeats=min(self.repeats, 3),
         )
 
@@ -132,10 +132,13 @@ def thread_steps(plan: Plan) -> Iterator[Step]:
 
 
 def memory_steps(plan: Plan) -> Iterator[Step]:
-    common = {"density": plan.densities[0], "threads": plan.threads, "baselines": plan.baselines}
-    for case, iterations in product(plan.cases, plan.memory_iterations):
-        if iterations == plan.iterations[0] or case.name in SWEPT:
-            yield Step("memory", memory.measure, {"case": case, "iterations": iterations} | common)
+    """All baselines at the first K, which all cases are measured at; eager alone at the others."""
+    common = {"density": plan.densities[0], "threads": plan.threads}
+    for case, iterations in product(plan.cases, dict.fromkeys((plan.iterations[0], *plan.memory_iterations))):
+        first = iterations == plan.iterations[0]
+        if first or case.name in SWEPT:
+            options = {"case": case, "iterations": iterations, "baselines": plan.baselines if first else ("eager",)}
+            yield Step("memory", memory.measure, options | common)
 
 
 def operator_steps(plan: Plan) -> Iterator[Step]:
@@ -210,13 +213,18 @@ def run(plan: Plan) -> dict[str, Any]:
         say("Two threads against one is left out: there is one thread.")
     rows: list[Row] = []
     settled: dict[tuple, str] = {}  # the fastest baseline by case, mode and iterations
-    told = set()
+    told, failed = set(), []
     with tqdm(steps(plan), disable=None, unit="row") as bar:
         for step in bar:
             bar.set_postfix_str(str(step))
             key = tuple(step.options.get(name) for name in ("case", "mode", "iterations"))
             known = step.section == "cases" and key in settled
-            row = step.run(**({"baselines": [settled[key]]} if known else {}))
+            try:
+                row = step.run(**({"baselines": [settled[key]]} if known else {}))
+            except RuntimeError as error:  # results that differ, a child that was killed: the other rows are worth it
+                failed.append(f"{step}: {error}")
+                say(f"FAILED  {failed[-1]}")
+                continue
             rows.append(row)
             if step.section == "cases":
                 settled[key] = row["fastest"]
@@ -225,7 +233,7 @@ def run(plan: Plan) -> dict[str, Any]:
                     say(sentence)
                 told.add(sentence)
             say(line(row, best))
-    return {"machine": facts | {"name": machine_name(facts)}, "limits": best, "rows": rows}
+    return {"machine": facts | {"name": machine_name(facts)}, "limits": best, "rows": rows, "failed": failed}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 FUSED = "fused"  # the contender that all others are baselines of
-HOPELESS = 2  # a baseline so many times slower than the fastest one is timed once
+HOPELESS = 1.5  # a baseline so many times slower than the fastest one is timed once
+FEWEST, PATIENCE = 3, 15.0  # after so many rounds and seconds no further round is begun
 
 
 @contextmanager
@@ -33,8 +34,10 @@ def torch_threads(count: int | None) -> Iterator[None]:
 def take_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call in each round; baselines without a chance to be the fastest run in the first round only."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    names, begin = list(calls), time.perf_counter()
     for turn in range(repeats):
+        if turn >= FEWEST and time.perf_counter() - begin > PATIENCE:
+            break
         for name in names[:: 1 if turn % 2 == 0 else -1]:
             start = time.perf_counter()
             calls[name]()
