@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def unrolled(rows: list[Row], **wanted: object) -> list[Row]:
     wanted = {"section": "cases", "setting": "photographs"} | wanted
     chosen = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
     return [row for row in chosen if row["iterations"] > 1]
+
+
+def several(rows: list[Row]) -> list[str]:
+    """The cases with more than one row: those that make a line."""
+    counts = Counter(row["case"] for row in rows)
+    return [name for name, count in counts.items() if count > 1]
 
 
 def speedups(rows: list[Row]) -> Figure | None:
@@ -46,10 +53,10 @@ def speedups(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def density_axes(rows: list[Row]) -> Figure | None:
+def densities(rows: list[Row]) -> Figure | None:
     """Training time against the mean density of the codes, a plot for each case, with the line of proportionality."""
     rows = unrolled(rows, mode="training")
-    names = list(dict.fromkeys(row["case"] for row in rows))
+    names = several(rows)
     if not names:
         return None
     columns = min(len(names), 4)
@@ -58,17 +65,17 @@ def density_axes(rows: list[Row]) -> Figure | None:
     for number, name in enumerate(names):
         axis = figure.add_subplot(height, columns, number + 1)
         chosen = sorted((row for row in rows if row["case"] == name), key=lambda row: row["mean_density"])
-        densities = [row["mean_density"] for row in chosen]
+        means = [row["mean_density"] for row in chosen]
         fused = [row["contenders"][FUSED]["median"] * 1e3 for row in chosen]
         baseline = [row["contenders"][row["fastest"]]["median"] * 1e3 for row in chosen]
-        axis.plot(densities, baseline, "o-", color=ORANGE, ms=3, label="fastest baseline")
-        axis.plot(densities, fused, "o-", color=BLUE, ms=3, label="fused")
-        proportional = [fused[-1] * density / densities[-1] for density in densities]
-        axis.plot(densities, proportional, ":", color=INK, lw=1, label="in proportion to the non-zeros")
+        axis.plot(means, baseline, "o-", color=ORANGE, ms=3, label="fastest baseline")
+        axis.plot(means, fused, "o-", color=BLUE, ms=3, label="fused")
+        proportional = [fused[-1] * mean / means[-1] for mean in means]
+        axis.plot(means, proportional, ":", color=INK, lw=1, label="in proportion to the non-zeros")
         axis.set_title(name, fontsize=9)
         axis.set(xscale="log", yscale="log")
         axis.minorticks_off()
-        axis.set_xticks(densities, [f"{density:.2g}" for density in densities])
+        axis.set_xticks(means, [f"{mean:.2g}" for mean in means])
         if number % columns == 0:
             axis.set_ylabel("ms a training step")
         if number // columns == height - 1:
@@ -81,10 +88,7 @@ def density_axes(rows: list[Row]) -> Figure | None:
 def memory(rows: list[Row]) -> Figure | None:
     """Peak memory of a training step against K, for the cases that were measured at several K."""
     rows = [row for row in rows if row["section"] == "memory"]
-    counts = {row["case"]: 0 for row in rows}
-    for row in rows:
-        counts[row["case"]] += 1
-    names = [name for name, count in counts.items() if count > 1]
+    names = several(rows)
     if not names:
         return None
     figure, axes = new_figure(3.2 * len(names) + 0.6, 2.8, 1, len(names))
@@ -105,7 +109,7 @@ def memory(rows: list[Row]) -> Figure | None:
 
 FIGURES: dict[str, Callable[[list[Row]], Figure | None]] = {
     "speedup": speedups,
-    "density": density_axes,
+    "density": densities,
     "memory": memory,
 }
 

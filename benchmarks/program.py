@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,14 +87,20 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0, or 1 when --check found a loss or a row could not be measured."""
     require_extras()
+    try:
+        return perform(options_of(arguments))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: nothing was written.")
 
+
+def perform(options: argparse.Namespace) -> int:
+    """What the options ask for, and the exit status."""
     import torch
 
     from benchmarks import run
     from benchmarks.cases import CASES
     from benchmarks.figures import draw
 
-    options = options_of(arguments)
     if options.draw:
         show(draw(run.read(options.draw)["rows"], FIGURES))
         return 0

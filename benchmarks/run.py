@@ -237,7 +237,10 @@ def run(plan: Plan) -> dict[str, Any]:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(results, indent=1) + "\n")
+    """One line for each row: a new run changes the lines of what it measured."""
+    lines = ",\n".join(json.dumps(row) for row in results["rows"])
+    head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
+    write_whole(path, head.removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_problem():
 
 @pytest.mark.parametrize("density", cases.DENSITIES)
 def test_non_zeros_cluster_on_photographs_and_not_on_noise(density):
-    """Non-zeros a pixel: where they lie at random, the variance is about as large as the mean, on photographs larger."""
+    """Non-zeros a pixel: where they lie at random, the variance is about the mean, on photographs larger."""
     case = cases.CASES["denoise-gray"].scaled(1)
     spread = {}
     for setting in cases.SETTINGS:
@@ -407,11 +407,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file.json"
     write_whole(path, "old")
     with pytest.raises(TypeError):
-        run.write(path, {"not for JSON": object()})
+        run.write(path, {"rows": [object()]})
     monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError):
         write_whole(path, "new")
     assert path.read_text() == "old"
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = {"machine": {"cores": 2}, "failed": [], "rows": [{"a": 1.5, "b": [1, 2]}, {"a": None}]}
+    run.write(tmp_path / "x.json", results)
+    assert run.read(tmp_path / "x.json") == results
+    assert '{"a": 1.5, "b": [1, 2]},\n' in (tmp_path / "x.json").read_text()
 
 
 def rows_of(*medians: dict[str, float]) -> list[run.Step]:
@@ -426,7 +433,7 @@ def rows_of(*medians: dict[str, float]) -> list[run.Step]:
 
 
 def committed(**medians: float) -> dict:
-    return {"rows": [step.run() for step in rows_of(medians)]}
+    return {"machine": {}, "rows": [step.run() for step in rows_of(medians)]}
 
 
 @pytest.mark.parametrize(
