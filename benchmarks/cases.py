@@ -169,14 +169,14 @@ def problem(case: Case, density: float, iterations: int, setting: str = "photogr
 
 @torch.no_grad()
 def threshold_for(case: Case, signal: Tensor, dictionary: Tensor, analysis: Tensor, density: float) -> Tensor:
-    """theta (K, 1), equal for all iterations, of a density within 3 % of the one asked for. It is never quite zero."""
+    """theta (K, 1), equal for all iterations, of a density within 3 % of the one asked for; never quite zero."""
 
     def reached(level: float) -> float:
         theta = torch.full((len(analysis), 1), level)
         return float(functional.density(functional.lista(signal, dictionary, analysis, theta, **case.geometry), 0))
 
     high = float(functional.analysis(signal, analysis[0], **case.geometry).abs().max())
-    low = level = 1e-6 * high
+    low = level = 2e-4 * high  # far enough from zero for u / theta, as some write it
     found = reached(level)
     for _ in range(20):
         if abs(found - density) <= 0.03 * density or found < density and level == low:

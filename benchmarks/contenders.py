@@ -25,7 +25,9 @@ from dsc_ops import functional, reference
 
 BASELINES = ("eager", "softshrink", "channels_last", "compile")
 MODES = ("forward", "training")
-TOLERANCE = 1e-2  # between the results of two contenders, relative to the norm: rounding moves an entry across theta
+# Between the results of two contenders, relative to the norm. Rounding moves entries across theta, and the gradient of
+# theta is a sum of signs that may all but cancel: this tells different functions from each other, it is no test.
+TOLERANCE = 5e-2
 
 
 def softshrink(u: Tensor, theta: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ def run(plan: Plan) -> dict[str, Any]:
     """Measure all rows of a plan, print each, and return them with the machine and its limits."""
     with torch_threads(plan.threads):
         facts = machine()
-    best = limits(plan.threads, plan.dtype)
+    # Most processors compute 16-bit dtypes in float32, and library products of theirs can be very slow.
+    best = limits(plan.threads, plan.dtype if plan.dtype.itemsize >= 4 else torch.float32)
     say(
         f"{facts['processor']}, threads: {best['threads']}, {best['dtype']}: matrix product {best['gemm_gflops']:.0f} "
         f"GFLOP/s, copy {best['copy_gbs']:.1f} GB/s, into a new tensor {best['new_copy_gbs']:.1f} GB/s"
