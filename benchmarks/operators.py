@@ -161,10 +161,12 @@ def overhead(name: str, *, rounds: int = 5, seconds: float = 0.1) -> dict[str, A
     with torch_threads(1), torch.no_grad():
         with Recorder() as recorder:
             layer(tiny)
-        ((operator, args, kwargs),) = recorder.calls
-        operator = operator.overloadpacket  # as functional.py calls it
-        statements = {"layer": "layer(tiny)", "operator": "operator(*args, **kwargs)"}
-        scope = {"layer": layer, "tiny": tiny, "operator": operator, "args": args, "kwargs": kwargs}
+        calls = [(function.overloadpacket, *given) for function, *given in recorder.calls]  # as functional.py calls it
+        statements = {
+            "layer": "layer(tiny)",
+            "operator": "for operator, args, kwargs in calls: operator(*args, **kwargs)",
+        }
+        scope = {"layer": layer, "tiny": tiny, "calls": calls}
         times: dict[str, list[float]] = {what: [] for what in statements}
         for _ in range(rounds):
             for what, statement in statements.items():

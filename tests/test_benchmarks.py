@@ -286,6 +286,15 @@ def test_an_operator_is_compared_with_eager(name, mode):
     assert ("dense_gflops" in row) == (case is not None) and "eager" in row["contenders"]
 
 
+def test_the_operators_of_a_layer_call_are_found():
+    layer, tiny = operators.LAYERS["LISTAConv"](), torch.randn(1, 1, 6, 6)
+    with torch.no_grad(), operators.Recorder() as recorder:
+        codes = layer(tiny)
+    ((operator, args, kwargs),) = recorder.calls
+    assert operator.overloadpacket is torch.ops.dsc_ops.lista
+    assert torch.equal(operator.overloadpacket(*args, **kwargs)[0], codes)
+
+
 @pytest.mark.parametrize("name", operators.LAYERS)
 def test_a_layer_call_takes_longer_than_its_operator(name):
     row = operators.overhead(name, rounds=3, seconds=0.005)
