@@ -465,6 +465,11 @@ def test_the_guard_tells_a_lasting_loss_of_ratio(measured, losses):
     assert said[-1].endswith(f"{losses} lost more than 15%.")
 
 
+def test_the_better_of_two_measurements_counts():
+    (loss,) = check(committed(fused=1, eager=10), rows_of({"fused": 1, "eager": 8.4}, {"fused": 1, "eager": 7}), print)
+    assert "from 10.00 to 8.40" in loss
+
+
 def test_the_guard_compares_only_the_same_measurement():
     other = committed(fused=1, eager=100)
     other["rows"][0]["threads"] = 7
