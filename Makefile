@@ -10,13 +10,16 @@ installed := $(venv)/installed
 cpp := $(shell find csrc -type f)
 # The torch that the package is built against: one download serves the build and the environment.
 TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
+# The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
+PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
 .PHONY: help demo test bench lint clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
-	@echo "make bench   time the fused layers against plain PyTorch"
+	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
+	@echo "             ARGS=--check: against the committed results)"
 	@echo "make lint    check the style of Python and C++"
 	@echo "make clean   remove what was built and installed here, but not runs/"
 	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
@@ -28,7 +31,7 @@ demo: $(installed)
 test: $(installed)
 	$(python) -m pytest $(ARGS)
 
-bench: $(installed)
+bench: $(installed) $(venv)/peer
 	$(python) -m benchmarks $(ARGS)
 
 lint: $(installed)
@@ -44,6 +47,9 @@ $(installed): $(cpp) setup.py pyproject.toml
 	test -x $(python) || $(PYTHON) -m venv $(venv)
 	$(python) -m pip install --editable ".[test,examples,lint]" "$(TORCH)"
 	@touch $@
+
+$(venv)/peer: $(installed)
+	-$(python) -m pip install "$(PEER)" && touch $@
 
 clean:
 	rm -rf $(venv) build dist *.egg-info dsc_ops/*.so .pytest_cache .ruff_cache

@@ -1,10 +1,8 @@
-"""`python -m benchmarks`: see :mod:`benchmarks.run`."""
+"""`python -m benchmarks`: see :mod:`benchmarks.program`."""
 
-from examples import require_extras
+import sys
+
+from benchmarks.program import main
 
 if __name__ == "__main__":
-    require_extras()
-
-    from benchmarks.run import main
-
-    main()
+    sys.exit(main())

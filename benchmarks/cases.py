@@ -1,13 +1,20 @@
 """The named shapes that every timing refers to, and their problems: signals, dictionary, thresholds.
 
-Signals come from scikit-image's photographs, and a density is reached as in training, by the size of theta: the zeros
-of a code then lie where they lie in practice, in whole atoms and in smooth regions, unlike zeros set at random.
+A density is reached as in training, by the size of theta, never by zeroing a code. Two settings differ in the signals:
+
+    photographs   pieces of scikit-image's photographs: non-zeros cluster as they do in use, at edges and in texture,
+                  smooth regions have none
+    random        white Gaussian noise: there is no structure to follow, non-zeros lie at random places, equally many
+                  everywhere
+
+The atoms are random and of unit norm in both; a trained dictionary would give the same costs at the same supports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +24,7 @@ from examples.data import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
 from examples.networks import dct_atoms
 
 DENSITIES = (0.02, 0.05, 0.1, 0.3)
+SETTINGS = ("photographs", "random")
 COLOUR_PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
@@ -71,49 +79,112 @@ CASES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of `lista` for one case: y, D, W = D / L for each iteration, theta (K, 1)."""
+    """The arguments of `lista` for one case: y, D, W = D / L for each iteration, theta (K, 1), and the first code.
+
+    ``code`` is the last code, ``counts`` are the non-zeros of x_0, ..., x_K; a first code of None is zero.
+    """
 
     case: Case
     signal: Tensor
     dictionary: Tensor
     analysis: Tensor
     theta: Tensor
-    density: float  # of the last code, measured
+    start: Tensor | None
+    code: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def density(self) -> float:
+        """Of the last code, measured."""
+        return self.counts[-1] / self.code.numel()
+
+    @property
+    def mean_density(self) -> float:
+        """Of all codes x_1, ..., x_K: the first ones have more non-zeros than the last."""
+        return sum(self.counts[1:]) / (len(self.counts) - 1) / self.code.numel()
+
+    def one_step(self) -> Problem:
+        """A single step that starts from the last code."""
+        return solved(replace(self, analysis=self.analysis[:1], theta=self.theta[:1], start=self.code))
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in another dtype."""
+        tensors = {name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+    def cut(self) -> Problem:
+        """Two iterations on the corner of one signal: next to no work, to load the code that works on it."""
+        corner = [slice(None, 2 * self.case.kernel + self.case.stride)] * (self.signal.dim() - 2)
+        signal = self.signal[(slice(None, 1), slice(None), *corner)].contiguous()
+        return solved(replace(self, signal=signal, analysis=self.analysis[:2], theta=self.theta[:2], start=None))
+
+    def operations(self, mode: str) -> tuple[int, int]:
+        """Multiplications and additions: of dense products, and of those that the non-zeros of each code call for.
+
+        Forward a step is S_D(x) and A_W(r), where only the second is dense by nature. Backward has dW and S_W(gu), on
+        the support of the new code, dD and dx, on that of the old one; a first code that was given has a dense dx.
+        Products with a first code of zero count nowhere; atoms beyond the border count whole.
+        """
+        products = 2 * self.dictionary[0].numel()
+        whole, steps = products * self.code.numel(), len(self.analysis)
+        old, new = products * sum(self.counts[:-1]), products * sum(self.counts[1:])
+        syntheses = steps - (self.start is None)
+        dense, true = (steps + syntheses) * whole, steps * whole + old
+        if mode == "training":
+            dense += 2 * (steps + syntheses) * whole
+            true += 2 * (old + new)
+            if self.start is not None:
+                true += whole - products * self.counts[0]
+        return dense, true
 
 
-def problem(case: Case, density: float, iterations: int, seed: int = 0) -> Problem:
+@torch.no_grad()
+def solved(task: Problem) -> Problem:
+    """The problem with its code and the counts of all codes."""
+    code, counts = task.start, [0 if task.start is None else int(task.start.count_nonzero())]
+    for weight, theta in zip(task.analysis, task.theta, strict=True):
+        options = {"iterations": 1, "x0": code, **task.case.geometry}
+        code = functional.lista(task.signal, task.dictionary, weight, theta.reshape(()), **options)
+        counts.append(int(code.count_nonzero()))
+    return replace(task, code=code, counts=tuple(counts))
+
+
+@lru_cache(maxsize=1)  # the rows of a table come one after the other with the same problem
+def problem(case: Case, density: float, iterations: int, setting: str = "photographs", seed: int = 0) -> Problem:
     """A case with the threshold at which the code after ``iterations`` has about the density asked for."""
     generator = torch.Generator().manual_seed(seed)
-    signal = photograph_signal(case, generator)
+    if setting == "photographs":
+        signal = photograph_signal(case, generator)
+    else:
+        signal = torch.randn(case.signal_shape, generator=generator)
     atoms = torch.randn(case.dictionary_shape, generator=generator)
     dictionary = atoms / atoms.flatten(1).norm(dim=1).reshape(-1, *[1] * (atoms.dim() - 1))
     # One value of L for signals of any length: it has all but reached its limit on a few kernel extents.
     size = [min(length, 8 * case.kernel) for length in signal.shape[2:]]
     weight = dictionary / functional.lipschitz(dictionary, size, **case.geometry)
     analysis = weight.expand(iterations, *weight.shape).contiguous()
-    theta, reached = threshold_for(case, signal, dictionary, analysis, density)
-    return Problem(case, signal, dictionary, analysis, theta, reached)
+    theta = threshold_for(case, signal, dictionary, analysis, density)
+    return solved(Problem(case, signal, dictionary, analysis, theta, None, signal, ()))
 
 
 @torch.no_grad()
-def threshold_for(
-    case: Case, signal: Tensor, dictionary: Tensor, analysis: Tensor, density: float
-) -> tuple[Tensor, float]:
-    """theta (K, 1), equal for all iterations, and the density it reaches, within 3 % of the one asked for."""
+def threshold_for(case: Case, signal: Tensor, dictionary: Tensor, analysis: Tensor, density: float) -> Tensor:
+    """theta (K, 1), equal for all iterations, of a density within 3 % of the one asked for; never quite zero."""
 
     def reached(level: float) -> float:
         theta = torch.full((len(analysis), 1), level)
-        return float(functional.density(functional.lista(signal, dictionary, analysis, theta, **case.geometry)))
+        return float(functional.density(functional.lista(signal, dictionary, analysis, theta, **case.geometry), 0))
 
-    low, high = 0.0, float(functional.analysis(signal, analysis[0], **case.geometry).abs().max())
-    level, found = low, reached(low)
+    high = float(functional.analysis(signal, analysis[0], **case.geometry).abs().max())
+    low = level = 2e-4 * high  # far enough from zero for u / theta, as some write it
+    found = reached(level)
     for _ in range(20):
         if abs(found - density) <= 0.03 * density or found < density and level == low:
             break
         level = (low + high) / 2
         found = reached(level)
         low, high = (level, high) if found > density else (low, level)
-    return torch.full((len(analysis), 1), level), found
+    return torch.full((len(analysis), 1), level)
 
 
 def photograph_signal(case: Case, generator: torch.Generator) -> Tensor:

@@ -1,196 +1,249 @@
-"""Interleaved timings of the contenders on the cases of :mod:`benchmarks.cases`, printed and written as JSON.
+"""What is measured, in which order, as rows of one table: `python -m benchmarks --help`.
 
-Each contender is warmed up once, then all run in turn, ``repeats`` rounds, in opposite order every other round: what
-else the machine does falls on all alike. (A turn of torch.utils.benchmark.Timer costs two more runs each time.)
-Only ratios are worth quoting; the spread, the interquartile range over the median, says how far.
+A plan is a list of steps; a step measures one row. A row has what identifies it (:data:`IDENTITY`), the contenders with
+their medians and spread, the fastest baseline and the ratio to it. All baselines take part at the first density of a
+case; their times do not depend on the density, so at the others the fused operator meets the fastest of them alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
-from benchmarks.cases import CASES, DENSITIES, Case, Problem, problem
-from dsc_ops import _library, functional, reference
+from benchmarks import memory, operators, peers
+from benchmarks.cases import CASES, DENSITIES, SETTINGS, Case
+from benchmarks.contenders import BASELINES, MODES
+from benchmarks.machine import machine, machine_name, write_whole
+from benchmarks.timing import FUSED, limits, torch_threads
+from benchmarks.unrolled import measure, two_threads
 
-CONTENDERS: dict[str, Callable[..., Tensor]] = {"fused": functional.lista, "eager": reference.lista}
-MODES = ("forward", "training")
+Row = dict[str, Any]
 
-
-def contender(lista: Callable[..., Tensor], task: Problem, mode: str) -> Callable[[], None]:
-    """One call: the codes alone, or the codes and the gradients of signal and parameters."""
-    arguments = [task.signal, task.dictionary, task.analysis, task.theta]
-    if mode == "forward":
-
-        def call() -> None:
-            with torch.no_grad():
-                lista(*arguments, **task.case.geometry)
-
-        return call
-
-    inputs = [argument.clone().requires_grad_() for argument in arguments]
-    with torch.no_grad():
-        gradient = torch.ones_like(lista(*arguments, **task.case.geometry))
-
-    def call() -> None:
-        torch.autograd.grad(lista(*inputs, **task.case.geometry), inputs, gradient)
-
-    return call
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use this many CPU threads; None leaves it as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+IDENTITY = (
+    "section",
+    "case",
+    "operator",
+    "layer",
+    "batch",
+    "setting",
+    "mode",
+    "iterations",
+    "density_asked",
+    "above",
+    "threads",
+    "dtype",
+)
+SECTIONS = {
+    "cases": "one step and K unrolled ones, forward and with gradients, against all baselines",
+    "threads": "two threads against one",
+    "memory": "peak memory of a training step, and against K",
+    "operators": "single operators, forward and backward",
+    "calls": "what a layer call adds to its operator",
+    "peers": "time to the same lasso objective: sporco, our ista(fast=True), eager FISTA",
+}
+SWEPT = ("denoise-gray", "stem-cifar")  # cases whose memory is measured for several K
 
 
-def take_turns(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats):
-        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - start)
-    return times
+@dataclass(frozen=True)
+class Plan:
+    """What to measure; the start values are a whole run."""
+
+    sections: Sequence[str] = tuple(SECTIONS)
+    cases: Sequence[Case] = tuple(CASES.values())
+    settings: Sequence[str] = SETTINGS
+    densities: Sequence[float] = (0.1, *(p for p in DENSITIES if p != 0.1))
+    iterations: Sequence[int] = (10, 1)
+    modes: Sequence[str] = tuple(reversed(MODES))
+    baselines: Sequence[str] = BASELINES
+    memory_iterations: Sequence[int] = memory.ITERATIONS
+    threads: int | None = None
+    dtype: torch.dtype = torch.float32
+    repeats: int = 5
+    above: Sequence[float] = (1e-2, 1e-3)
+    shape: Sequence[int] = operators.ELEMENTWISE  # of the elementwise operators' input
+    peer_size: int = 192
+
+    def quick(self) -> Plan:
+        """What --check compares: the first density and setting, unrolled, without compilation and peers."""
+        return replace(
+            self,
+            sections=[name for name in self.sections if name not in ("calls", "peers")],
+            settings=self.settings[:1],
+            densities=self.densities[:1],
+            iterations=self.iterations[:1],
+            baselines=[name for name in self.baselines if name != "compile"],
+            memory_iterations=(),
+            repeats=min(self.repeats, 3),
+        )
 
 
-def summary(times: list[float]) -> dict[str, Any]:
-    """Median and interquartile range, in seconds."""
-    quarters = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return {"median": statistics.median(times), "iqr": quarters[2] - quarters[0], "times": times}
+@dataclass(frozen=True)
+class Step:
+    """One row to measure: a function and its options."""
+
+    section: str
+    function: Callable[..., Row]
+    options: dict[str, Any]
+
+    def run(self, **options: Any) -> Row:
+        return {"section": self.section} | self.function(**(self.options | options))
+
+    def __str__(self) -> str:
+        named = {"name": "", "mode": "", "iterations": "K=", "density": "p=", "setting": "", "above": ""}
+        case = self.options.get("case")
+        known = [f"{sign}{self.options[name]}" for name, sign in named.items() if name in self.options]
+        return " ".join([self.section, *([case.name] if case else []), *known])
 
 
-def measure(
-    case: Case,
-    *,
-    density: float = 0.1,
-    iterations: int = 10,
-    repeats: int = 5,
-    mode: str = "training",
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """Times of all contenders on one case, and their ratio: how many times as long eager takes."""
-    with torch_threads(threads):
-        task = problem(case, density, iterations)
-        calls = {name: contender(lista, task, mode) for name, lista in CONTENDERS.items()}
-        times = take_turns(calls, repeats)
-        used = torch.get_num_threads()
-    contenders = {name: summary(values) for name, values in times.items()}
-    return {
-        "case": case.name,
-        "batch": case.batch,
-        "mode": mode,
-        "iterations": iterations,
-        "threads": used,
-        "density_asked": density,
-        "density": task.density,
-        "contenders": contenders,
-        "ratio": contenders["eager"]["median"] / contenders["fused"]["median"],
-    }
+def identity(row: Row) -> tuple:
+    """What two rows of the same measurement have in common."""
+    return tuple(row.get(name) for name in IDENTITY)
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what the numbers were measured."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
-    return {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "dsc_ops": _library.information(),
-    }
+def steps(plan: Plan) -> list[Step]:
+    """All rows of a plan, in the order of measuring."""
+    makers = (case_steps, thread_steps, memory_steps, operator_steps, call_steps, peer_steps)
+    wanted = [make for name, make in zip(SECTIONS, makers, strict=True) if name in plan.sections]
+    return [step for make in wanted for step in make(plan)]
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+def case_steps(plan: Plan) -> Iterator[Step]:
+    """Every density on the first setting, the first density on the others."""
+    signals = [(plan.settings[0], density) for density in plan.densities]
+    signals += [(setting, plan.densities[0]) for setting in plan.settings[1:]]
+    common = {"repeats": plan.repeats, "threads": plan.threads, "dtype": plan.dtype, "baselines": plan.baselines}
+    for case, (setting, density) in product(plan.cases, signals):
+        for iterations, mode in product(plan.iterations, plan.modes):
+            options = {"case": case, "setting": setting, "density": density, "iterations": iterations, "mode": mode}
+            yield Step("cases", measure, options | common)
 
 
-HEADER = f"{'case':16}{'batch':>6}{'mode':>10}{'K':>4}{'density':>9}{'fused':>20}{'eager':>20}{'eager/fused':>13}"
+def thread_steps(plan: Plan) -> Iterator[Step]:
+    for case in plan.cases if (plan.threads or torch.get_num_threads()) > 1 else ():
+        yield Step("threads", two_threads, {"case": case, "density": plan.densities[0], "repeats": plan.repeats})
 
 
-def row(result: dict[str, Any]) -> str:
-    """One line of the printed table."""
-    times = [result["contenders"][name] for name in CONTENDERS]
-    cells = "".join(f"{t['median'] * 1e3:11.1f} ms ±{t['iqr'] / t['median']:4.0%}" for t in times)
-    start = (
-        f"{result['case']:16}{result['batch']:6}{result['mode']:>10}{result['iterations']:4}{result['density']:9.3f}"
+def memory_steps(plan: Plan) -> Iterator[Step]:
+    """All baselines at the first K, which all cases are measured at; eager alone at the others."""
+    common = {"density": plan.densities[0], "threads": plan.threads}
+    for case, iterations in product(plan.cases, dict.fromkeys((plan.iterations[0], *plan.memory_iterations))):
+        first = iterations == plan.iterations[0]
+        if first or case.name in SWEPT:
+            options = {"case": case, "iterations": iterations, "baselines": plan.baselines if first else ("eager",)}
+            yield Step("memory", memory.measure, options | common)
+
+
+def operator_steps(plan: Plan) -> Iterator[Step]:
+    for name in operators.OPERATORS:
+        elementwise = name not in operators.CONVOLUTIONAL
+        for case in [None] if elementwise else [case for case in plan.cases if case.spatial]:
+            for mode in ("forward", "backward"):
+                options = {"name": name, "mode": mode, "case": case, "shape": plan.shape, "threads": plan.threads}
+                yield Step("operators", operators.measure, options)
+
+
+def call_steps(plan: Plan) -> Iterator[Step]:
+    for name in operators.LAYERS:
+        yield Step("calls", operators.overhead, {"name": name})
+
+
+def peer_steps(plan: Plan) -> Iterator[Step]:
+    for above in plan.above:
+        yield Step("peers", peers.measure, {"size": plan.peer_size, "above": above, "threads": plan.threads})
+
+
+def cell(entry: dict[str, Any], unit: float, name: str) -> str:
+    return f"{entry['median'] * unit:10.1f} {name} ±{entry['iqr'] / entry['median']:4.0%}"
+
+
+def line(row: Row, best: dict[str, float]) -> str:
+    """One line of the printed table; ``best`` are the machine's limits."""
+    if row["section"] == "calls":
+        times = ", ".join(f"{what} {value:.1f} us" for what, value in row["microseconds"].items())
+        return f"{row['layer']:20}{times}; the call adds {row['added']:.1f} us"
+    what = row.get("operator") or {"cases": "", "peers": f"to {row.get('above', 0):.1%}"}.get(
+        row["section"], row["section"]
     )
-    return f"{start}{cells}{result['ratio']:12.2f}x"
+    start = f"{row['case']:16}{what:20}{row.get('mode', ''):9}"
+    start += f"{row['iterations']:4}" if "iterations" in row else f"{'':4}"
+    start += f"{row['density']:7.3f}{row['mean_density']:7.3f}" if "mean_density" in row else f"{'':14}"
+    unit = (2**-20, "MiB") if row["section"] == "memory" else (1e3, "ms")
+    fused, other = (row["contenders"][name] for name in (FUSED, row["fastest"]))
+    text = f"{start}{cell(fused, *unit)}{cell(other, *unit)} {row['fastest']:14}{row['ratio']:6.2f}x"
+    if "dense_gflops" in row:
+        text += f"  gemm {row['dense_gflops'] / best['gemm_gflops']:4.0%}"
+    if "true_gflops" in row:
+        text += f" (true {row['true_gflops'] / best['gemm_gflops']:4.0%})"
+    if "gbs" in row:
+        text += f"  copy {row['gbs'] / best['copy_gbs']:4.0%} (new {row['gbs'] / best['new_copy_gbs']:4.0%})"
+    return text + (f"  {row['setting']}" if "setting" in row else "")
 
 
-def run(
-    cases: Iterable[Case], densities: Iterable[float], modes: Iterable[str], **options: Any
-) -> list[dict[str, Any]]:
-    """Measure and print all combinations."""
-    print(HEADER, flush=True)
-    results = []
-    for case in cases:
-        for density in densities:
-            for mode in modes:
-                results.append(measure(case, density=density, mode=mode, **options))
-                print(row(results[-1]), flush=True)
-    return results
+HEADER = (
+    f"{'case':16}{'':20}{'mode':9}{'K':>4}{'p':>7}{'mean p':>7}{'fused':>18}{'fastest baseline':>29}{'ratio':>10}"
+    "  fraction of the machine's limits"
+)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Time the fused K-step LISTA against the same in plain PyTorch, in turns, and print medians, "
-        "spread (interquartile range) and ratio.",
-        epilog="cases: " + "; ".join(f"{case.name} ({case.why})" for case in CASES.values()),
+def say(text: str) -> None:
+    """A line on the screen beside the progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Measure all rows of a plan, print each, and return them with the machine and its limits."""
+    with torch_threads(plan.threads):
+        facts = machine()
+    # Most processors compute 16-bit dtypes in float32, and library products of theirs can be very slow.
+    best = limits(plan.threads, plan.dtype if plan.dtype.itemsize >= 4 else torch.float32)
+    say(
+        f"{facts['processor']}, threads: {best['threads']}, {best['dtype']}: matrix product {best['gemm_gflops']:.0f} "
+        f"GFLOP/s, copy {best['copy_gbs']:.1f} GB/s, into a new tensor {best['new_copy_gbs']:.1f} GB/s"
     )
-    add = parser.add_argument
-    add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help="which cases (default: all)")
-    add("--batch", type=int, help="another batch than the cases' own")
-    add("--densities", nargs="+", type=float, default=[0.1], metavar="P", help=f"e.g. {DENSITIES} (default: 0.1)")
-    add("--iterations", type=int, default=10, help="K (default: 10)")
-    add("--modes", nargs="+", choices=MODES, default=["training"], help="codes alone, or with gradients (the default)")
-    add("--threads", type=int, help="number of CPU threads (default: torch's)")
-    add("--repeats", type=int, default=7, help="rounds of turns (default: 7)")
-    add("--output", type=Path, default=Path("runs/benchmarks.json"), help="JSON file (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    for name in ("batch", "iterations", "threads", "repeats"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} is {value}, it takes at least 1")
-    if not all(0 < p < 1 for p in options.densities):
-        parser.error(f"--densities is {options.densities}, it takes numbers between 0 and 1")
+    say(HEADER)
+    if "threads" in plan.sections and best["threads"] < 2:
+        say("Two threads against one is left out: there is one thread.")
+    rows: list[Row] = []
+    settled: dict[tuple, str] = {}  # the fastest baseline by case, mode and iterations
+    told, failed = set(), []
+    with tqdm(steps(plan), disable=None, unit="row") as bar:
+        for step in bar:
+            bar.set_postfix_str(str(step))
+            key = tuple(step.options.get(name) for name in ("case", "mode", "iterations"))
+            known = step.section == "cases" and key in settled
+            try:
+                row = step.run(**({"baselines": [settled[key]]} if known else {}))
+            except RuntimeError as error:  # results that differ, a child that was killed: the other rows are worth it
+                failed.append(f"{step}: {error}")
+                say(f"FAILED  {failed[-1]}")
+                continue
+            rows.append(row)
+            if step.section == "cases":
+                settled[key] = row["fastest"]
+            for sentence in [f"{name} is left out: {reason}" for name, reason in row.get("left_out", {}).items()]:
+                if sentence not in told:
+                    say(sentence)
+                told.add(sentence)
+            say(line(row, best))
+    return {"machine": facts | {"name": machine_name(facts)}, "limits": best, "rows": rows, "failed": failed}
 
-    cases = [CASES[name].scaled(options.batch or CASES[name].batch) for name in options.cases]
-    results = run(
-        cases,
-        options.densities,
-        options.modes,
-        iterations=options.iterations,
-        repeats=options.repeats,
-        threads=options.threads,
-    )
-    write_whole(options.output, json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
-    print(f"Written: {options.output}")
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """One line for each row: a new run changes the lines of what it measured."""
+    lines = ",\n".join(json.dumps(row) for row in results["rows"])
+    head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
+    write_whole(path, head.removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n')
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Results as they were written."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,14 @@
-"""benchmarks/: the shapes are the agreed ones, problems reach the density asked for, a run writes what it measured."""
+"""benchmarks/: the shapes are the agreed ones, problems reach the density asked for, contenders compute the same, and
+ratios, limits, memory, the regression guard and the files are what they are said to be."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +16,11 @@ import torch
 pytest.importorskip("skimage", reason="the benchmarks need pip install dsc_ops[examples]")
 pytest.importorskip("mlxtend", reason="the benchmarks need pip install dsc_ops[examples]")
 
-from benchmarks import cases, run
-from dsc_ops import reference
+from benchmarks import cases, contenders, memory, operators, peers, program, run, timing, unrolled
+from benchmarks.cases import Case
+from benchmarks.check import check
+from benchmarks.machine import machine, machine_name, write_whole
+from dsc_ops import functional, reference
 
 # name: shapes of signal, dictionary and code, as in the table of cases that performance claims refer to.
 SHAPES = {
@@ -22,6 +31,13 @@ SHAPES = {
     "deep": ((16, 64, 32, 32), (128, 64, 3, 3), (16, 128, 32, 32)),
     "signal": ((32, 1, 4096), (64, 1, 65), (32, 64, 4096)),
     "dense": ((1, 250, 4096), (500, 250, 1), (1, 500, 4096)),
+}
+
+SMALL = {
+    "picture": Case("picture", 2, 1, (24, 24), 8, 5, 1, "two axes"),
+    "stride": Case("stride", 1, 3, (17, 24), 8, 5, 2, "a stride"),
+    "line": Case("line", 2, 1, (64,), 8, 9, 1, "one axis"),
+    "matrix": Case("matrix", 16, 20, (), 40, 1, 1, "no axis"),
 }
 
 
@@ -38,16 +54,18 @@ def test_shapes_of_a_case(name):
     assert (case.signal_shape, case.dictionary_shape, tuple(code.shape)) == SHAPES[name]
 
 
+@pytest.mark.parametrize("setting", cases.SETTINGS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_problem_is_one_of_real_signals_at_the_density_asked_for(name):
+def test_a_problem_is_one_at_the_density_asked_for(name, setting):
     case = cases.CASES[name].scaled(1 if name != "dense" else 16)
-    task = cases.problem(case, density=0.1, iterations=2)
+    task = cases.problem(case, 0.1, 2, setting)
     assert task.signal.shape == case.signal_shape
     assert task.signal.isfinite().all() and task.signal.std() > 0
     assert task.dictionary.flatten(1).norm(dim=1).allclose(torch.ones(case.atoms))
     assert task.analysis.shape == (2, *case.dictionary_shape) and task.theta.shape == (2, 1)
     code = reference.lista(task.signal, task.dictionary, task.analysis, task.theta, **case.geometry)
-    assert float(reference.density(code)) == pytest.approx(task.density, abs=1e-3)
+    assert float(reference.density(code, 0)) == pytest.approx(task.density, abs=1e-3)
+    assert torch.allclose(task.code, code, atol=1e-5)
     assert task.density == pytest.approx(0.1, rel=0.1)
 
 
@@ -57,39 +75,473 @@ def test_the_same_seed_gives_the_same_problem():
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_a_run_writes_medians_spread_and_ratio(tmp_path, capsys):
-    output = tmp_path / "new" / "result.json"
-    threads = torch.get_num_threads()
-    arguments = ["--cases", "stem-cifar", "signal", "--batch", "1", "--iterations", "2", "--repeats", "3"]
-    arguments += ["--modes", "forward", "training", "--threads", "1", "--output", str(output)]
-    run.main(arguments)
-    assert torch.get_num_threads() == threads
+@pytest.mark.parametrize("density", cases.DENSITIES)
+def test_non_zeros_cluster_on_photographs_and_not_on_noise(density):
+    """Non-zeros a pixel: where they lie at random, the variance is about the mean, on photographs larger."""
+    case = cases.CASES["denoise-gray"].scaled(1)
+    spread = {}
+    for setting in cases.SETTINGS:
+        counts = cases.problem(case, density, 2, setting).code.count_nonzero(dim=1).double()
+        spread[setting] = float(counts.var() / counts.mean())
+    assert spread["random"] < 2 < spread["photographs"] / 2
 
-    written = json.loads(output.read_text())
-    assert written["machine"]["dsc_ops"]["torch"] == torch.__version__
-    found = [(result["case"], result["mode"]) for result in written["results"]]
-    assert found == [(case, mode) for case in ("stem-cifar", "signal") for mode in ("forward", "training")]
-    for result in written["results"]:
-        fused, eager = (result["contenders"][name] for name in ("fused", "eager"))
-        for contender in (fused, eager):
-            assert len(contender["times"]) == 3 and contender["iqr"] >= 0
-            assert min(contender["times"]) <= contender["median"] <= max(contender["times"])
-        assert result["ratio"] == pytest.approx(eager["median"] / fused["median"])
-        assert result["threads"] == 1 and result["iterations"] == 2
-    assert [path.name for path in output.parent.iterdir()] == ["result.json"]
+
+def test_density_one_is_every_entry_and_no_threshold_is_zero():
+    task = cases.problem(SMALL["picture"], 1.0, 3)
+    assert task.density > 0.98 and (task.theta > 0).all()
+
+
+@pytest.mark.parametrize("mode", contenders.MODES)
+def test_operations_are_dense_ones_at_density_one_and_the_analysis_alone_at_zero(mode):
+    task = cases.problem(SMALL["picture"], 0.1, 3)
+    size, products = task.code.numel(), 2 * 5 * 5
+    for whole, factor in (
+        (replace(task, counts=(0, *[size] * 3)), 5),
+        (replace(task.one_step(), counts=(size,) * 2), 2),
+    ):
+        dense, true = whole.operations(mode)
+        assert true == dense == products * size * factor * (3 if mode == "training" else 1)
+    assert replace(task, counts=(0,) * 4).operations(mode)[1] == 3 * products * size
+
+
+def test_counts_are_the_non_zeros_of_each_iteration():
+    task = cases.problem(SMALL["line"], 0.1, 3)
+    code, expected = None, [0]
+    for weight, theta in zip(task.analysis, task.theta, strict=True):
+        code = reference.lista(
+            task.signal, task.dictionary, weight, theta[0], iterations=1, x0=code, **task.case.geometry
+        )
+        expected.append(int(code.count_nonzero()))
+    assert list(task.counts) == pytest.approx(expected, abs=2)
+    assert task.mean_density == pytest.approx(sum(expected[1:]) / 3 / code.numel(), abs=1e-2)
+    step = task.one_step()
+    assert step.start is task.code and step.counts[0] == task.counts[-1] and len(step.counts) == 2
+
+
+@pytest.mark.parametrize("mode", contenders.MODES)
+@pytest.mark.parametrize("single", [True, False], ids=["one step", "unrolled"])
+@pytest.mark.parametrize("name", SMALL)
+def test_all_contenders_compute_the_same(name, single, mode, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    contenders.compiled.cache_clear()
+    case = SMALL[name]
+    task = cases.problem(case, 0.1, 3)
+    task = (task.one_step() if single else task).to(torch.float64)
+    entries = {name: contenders.contender(name, case) for name in ("fused", *contenders.BASELINES)}
+    assert [name for name, entry in entries.items() if entry is None] == (
+        [] if len(case.spatial) == 2 else ["channels_last"]
+    )
+    calls = {name: contenders.call(entry, task, mode) for name, entry in entries.items() if entry}
+    assert contenders.warm_up(calls, 1e-10) == {}
+    assert set(calls) == {name for name, entry in entries.items() if entry}
+    contenders.compiled.cache_clear()
+
+
+def test_a_contender_in_its_memory_format_gets_it():
+    task = cases.problem(SMALL["picture"], 0.1, 3)
+    seen = []
+
+    def look(y, dictionary, analysis, theta, *, x0, **geometry):
+        seen.extend([y, dictionary, *analysis])
+        return task.code
+
+    contenders.call(contenders.Contender(look, torch.channels_last), task, "forward")()
+    assert len(seen) == 5 and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen)
+    for tensor, original in zip(seen, (task.signal, task.dictionary, *task.analysis), strict=True):
+        assert torch.equal(tensor, original)
+
+
+def test_contenders_that_differ_are_not_timed():
+    calls = {"fused": lambda: (torch.ones(3),), "eager": lambda: (torch.ones(3) * 1.1,)}
+    with pytest.raises(RuntimeError, match="eager and fused differ by 9.1e-02"):
+        contenders.warm_up(calls)
+
+
+def test_without_a_compiler_its_contender_is_left_out(monkeypatch):
+    def refuse(*given, **options):
+        raise RuntimeError("no compiler was found\nand more")
+
+    monkeypatch.setattr(contenders, "compiled", lambda case: refuse)
+    row = unrolled.measure(SMALL["line"], iterations=2, repeats=1, baselines=("eager", "compile"))
+    assert row["left_out"] == {"compile": "no compiler was found"}
+    assert set(row["contenders"]) == {"fused", "eager"} and row["fastest"] == "eager"
+
+
+class Clock:
+    """A clock that only the contenders move on."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.ran = 0.0, []
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def contender(self, name: str, seconds: float):
+        def call():
+            self.ran.append(name)
+            self.now += seconds
+
+        return call
+
+
+def test_contenders_take_turns_and_hopeless_baselines_run_once(monkeypatch):
+    clock = Clock(monkeypatch)
+    calls = {name: clock.contender(name, s) for name, s in (("fused", 3.0), ("eager", 1.0), ("slow", 1.75))}
+    times = timing.take_turns(calls, 3)
+    assert clock.ran == ["fused", "eager", "slow", "eager", "fused", "fused", "eager"]
+    assert times == {"fused": [3.0] * 3, "eager": [1.0] * 3, "slow": [1.75]}
+
+
+def test_no_further_round_begins_when_patience_is_at_an_end(monkeypatch):
+    clock = Clock(monkeypatch)
+    times = timing.take_turns({"fused": clock.contender("fused", 6.0)}, 10)
+    assert len(times["fused"]) == timing.FEWEST == 3
+    assert len(timing.take_turns({"fused": clock.contender("fused", 0.1)}, 10)["fused"]) == 10
+
+
+def test_the_ratio_is_that_to_the_fastest_baseline():
+    found = {name: timing.summary(times) for name, times in {"fused": [1, 2, 9], "a": [8], "b": [5, 6, 6, 7]}.items()}
+    assert found["fused"]["median"] == 2 and found["b"]["iqr"] == pytest.approx(0.5)
+    assert timing.fastest(found) == "b" and timing.ratio(found) == 3
+
+
+def test_limits_are_rates_of_a_product_and_of_copies():
+    threads = torch.get_num_threads()
+    found = timing.limits(1, size=128, mebibytes=32)
+    assert torch.get_num_threads() == threads
+    assert found["threads"] == 1 and found["dtype"] == "float32"
+    assert 0.1 < found["gemm_gflops"] < 1e5
+    assert 0.1 < found["copy_gbs"] < 1e4 and 0.1 < found["new_copy_gbs"] < 1e4
+
+
+def test_measure_gives_a_row_of_its_case():
+    case = SMALL["picture"]
+    row = unrolled.measure(
+        case, iterations=3, repeats=2, mode="training", threads=1, setting="random", baselines=contenders.BASELINES[:3]
+    )
+    assert (row["case"], row["setting"], row["iterations"], row["threads"]) == ("picture", "random", 3, 1)
+    assert row["ratio"] == pytest.approx(
+        min(row["contenders"][name]["median"] for name in contenders.BASELINES[:3])
+        / row["contenders"]["fused"]["median"]
+    )
+    dense, true = cases.problem(case, 0.1, 3, "random").operations("training")
+    seconds = row["contenders"]["fused"]["median"]
+    assert row["dense_gflops"] == pytest.approx(dense / seconds / 1e9)
+    assert row["true_gflops"] == pytest.approx(true / seconds / 1e9)
+    assert row["mean_density"] > row["density"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_measure_in_other_dtypes(dtype):
+    for iterations in (1, 2):
+        row = unrolled.measure(SMALL["matrix"], iterations=iterations, repeats=1, dtype=dtype)
+        assert row["dtype"] == str(dtype).split(".")[1] and row["ratio"] > 0
+
+
+def test_two_threads_are_compared_with_one():
+    threads = torch.get_num_threads()
+    row = unrolled.two_threads(SMALL["picture"], repeats=2)
+    times = {name: entry["median"] for name, entry in row["contenders"].items()}
+    assert row["ratio"] == times["one thread"] / times["fused"] and torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the peak cannot be reset")
+def test_a_child_measures_a_known_allocation():
+    code = (
+        "import torch; from benchmarks.memory import peak_above; torch.ones(2**26); "  # a larger peak before it
+        "print(peak_above(lambda: torch.ones(2**24).add(1)))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=program.ROOT, capture_output=True, text=True, check=True)
+    assert int(child.stdout) == pytest.approx(2 * 2**26, rel=0.05)
+
+
+def test_memory_of_a_training_step_is_measured_in_a_child():
+    case = replace(SMALL["picture"], batch=8, spatial=(64, 64))
+    row = memory.measure(case, iterations=3, baselines=("eager", "compile"))
+    assert set(row["contenders"]) == {"fused", "eager"} and row["code_bytes"] == 8 * 8 * 64 * 64 * 4
+    # Backward through plain PyTorch keeps several tensors of a code's size for each iteration.
+    assert row["contenders"]["eager"]["median"] > 3 * 2 * row["code_bytes"]
+    assert row["ratio"] == row["contenders"]["eager"]["median"] / row["contenders"]["fused"]["median"]
+
+
+def test_a_child_that_fails_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="measures the memory of eager failed: it ended with status 1"):
+        memory.in_child(cases.problem(SMALL["line"], 0.1, 2), "eager")
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+@pytest.mark.parametrize("name", operators.OPERATORS)
+def test_an_operator_is_compared_with_eager(name, mode):
+    case = SMALL["picture"] if name in operators.CONVOLUTIONAL else None
+    row = operators.measure(name, mode, case=case, shape=(2, 4, 8, 8), repeats=2)
+    seconds = row["contenders"]["fused"]["median"]
+    u, code, signal = 4 * 2 * 4 * 8 * 8, 4 * 2 * 8 * 24 * 24, 4 * 2 * 24 * 24
+    moved = {
+        "soft_threshold": (2 * u, 3 * u),  # reads u, writes x; reads g and x, writes gu
+        "shrink": (2 * u, 3 * u),
+        "l1_penalty": (u, 2 * u),
+        "conv_soft_threshold": (signal + code, 2 * (code + signal)),
+        "lista_step": (2 * code + signal, 4 * code + 2 * signal),
+    }
+    assert row["gbs"] == pytest.approx(moved[name][mode == "backward"] / seconds / 1e9)
+    assert ("dense_gflops" in row) == (case is not None) and "eager" in row["contenders"]
+
+
+def test_the_operators_of_a_layer_call_are_found():
+    layer, tiny = operators.LAYERS["LISTAConv"](), torch.randn(1, 1, 6, 6)
+    with torch.no_grad(), operators.Recorder() as recorder:
+        codes = layer(tiny)
+    ((operator, args, kwargs),) = recorder.calls
+    assert operator.overloadpacket is torch.ops.dsc_ops.lista
+    assert torch.equal(operator.overloadpacket(*args, **kwargs)[0], codes)
+
+
+@pytest.mark.parametrize("name", operators.LAYERS)
+def test_a_layer_call_takes_longer_than_its_operator(name):
+    row = operators.overhead(name, rounds=3, seconds=0.005)
+    assert 0 < row["added"] < 1e4 and row["microseconds"]["layer"] > row["microseconds"]["operator"] > 0
+
+
+def test_fista_needs_as_many_iterations_as_it_says():
+    task = peers.lasso(24)
+    best = task.objective(peers.fista(functional.ista, task, 100))
+    count = peers.fista_needs(task, 1.05 * best)
+    reached = [task.objective(peers.fista(functional.ista, task, k)) <= 1.05 * best for k in (count - 1, count)]
+    assert reached == [False, True]
+
+
+def test_without_sporco_the_peers_are_two(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sporco", None)
+    row = peers.measure(size=16, above=0.1, repeats=1, iterations=30)
+    assert set(row["contenders"]) == {"fused", "eager"} and "dsc_ops[benchmark]" in row["left_out"]["sporco"]
+    for entry in row["contenders"].values():
+        assert entry["above_best"] <= 0.1 * (1 + 1e-3)
+
+
+def test_sporco_solves_the_same_problem():
+    pytest.importorskip("sporco", reason="the peer needs pip install dsc_ops[benchmark]")
+    task = peers.lasso(24)
+    best = task.objective(peers.fista(functional.ista, task, 1000))
+    sporco = task.objective(next(peers.sporco_codes(task, 1000)))
+    assert sporco == pytest.approx(best, rel=1e-3)
+
+
+def test_a_whole_plan_measures_every_case_as_agreed():
+    found = [step.options for step in run.steps(run.Plan()) if step.section == "cases"]
+    told = {(step["case"].name, step["setting"], step["density"], step["iterations"], step["mode"]) for step in found}
+    assert len(told) == len(found)
+    for name in SHAPES:
+        for iterations in (1, 10):
+            for mode in contenders.MODES:
+                assert {(name, "photographs", p, iterations, mode) for p in cases.DENSITIES} <= told
+                assert (name, "random", 0.1, iterations, mode) in told
+    assert all(tuple(step["baselines"]) == contenders.BASELINES for step in found)
+    sweep = [step.options["iterations"] for step in run.steps(run.Plan()) if "memory denoise-gray" in str(step)]
+    assert sorted(sweep) == [1, 2, 5, 10, 20]
+
+
+def test_a_quick_plan_is_the_part_that_the_guard_compares():
+    plan = run.Plan().quick()
+    assert {step.section for step in run.steps(plan)} <= {"cases", "threads", "memory", "operators"}
+    assert "compile" not in plan.baselines and (plan.densities, plan.iterations) == ((0.1,), (10,))
+    assert len([step for step in run.steps(plan) if step.section == "cases"]) == 2 * len(SHAPES)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Small shapes, files in a folder of the test."""
+    monkeypatch.setattr(cases, "CASES", SMALL)
+    monkeypatch.setattr(run, "SWEPT", ("picture",))
+    best = {"threads": 1, "dtype": "float32", "gemm_gflops": 1.0, "copy_gbs": 1.0, "new_copy_gbs": 1.0}
+    monkeypatch.setattr(run, "limits", lambda threads, dtype: best)
+    monkeypatch.setattr(program, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(program, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(program, "TRIAL", tmp_path / "runs")
+    monkeypatch.setattr(
+        operators,
+        "overhead",
+        lambda name: {"layer": name, "microseconds": {"layer": 2.0, "operator": 1.0}, "added": 1.0},
+    )
+    # A child process takes seconds: one test measures with it.
+    monkeypatch.setattr(memory, "in_child", lambda task, name, threads: 1000 * (1 + len(task.analysis) * len(name)))
+    return tmp_path
+
+
+def test_a_run_writes_one_whole_file_and_its_figures(small, capsys):
+    threads = torch.get_num_threads()
+    arguments = ["--cases", "picture", "line", "--iterations", "2", "1", "--repeats", "3", "--threads", "1"]
+    arguments += ["--no-compile", "--densities", "0.1", "0.3", "--memory-iterations", "1", "3"]
+    arguments += ["--sections", "cases", "threads", "memory", "calls"]
+    assert program.main(arguments) == 0
+    assert torch.get_num_threads() == threads
+    assert sorted(path.name for path in small.iterdir()) == ["runs"]
+    assert sorted(path.name for path in (small / "runs").rglob("*.*")) == [
+        "benchmarks.json",
+        "density.png",
+        "memory.png",
+        "speedup.png",
+    ]
+    written = json.loads((small / "runs" / "benchmarks.json").read_text())
+    assert written["machine"]["dsc_ops"]["torch"] == torch.__version__ and written["limits"]["threads"] == 1
+    assert len({run.identity(row) for row in written["rows"]}) == len(written["rows"])
+    rows = [row for row in written["rows"] if row["section"] == "cases"]
+    assert len(rows) == 2 * 3 * 2 * 2
+    for row in rows:
+        fused, other = row["contenders"]["fused"], row["contenders"][row["fastest"]]
+        assert len(fused["times"]) == len(other["times"]) == 3
+        assert row["ratio"] == pytest.approx(other["median"] / fused["median"])
+        # All baselines at the first density of a case, the fastest of them at the others.
+        first = (row["setting"], row["density_asked"]) == ("photographs", 0.1)
+        assert first or len(row["contenders"]) == 2
     printed = capsys.readouterr().out
-    assert printed.count("stem-cifar") == 2 and str(output) in printed
+    assert printed.count("picture") == 2 * 3 * 2 + 3 and "there is one thread" in printed and "adds 1.0 us" in printed
+
+    (small / "runs" / "performance" / "memory.png").unlink()
+    assert program.main(["--draw", str(small / "runs" / "benchmarks.json")]) == 0
+    assert sorted(path.name for path in (small / "figures").iterdir()) == ["density.png", "memory.png", "speedup.png"]
+
+
+def test_a_row_that_fails_costs_no_other(small, monkeypatch, capsys):
+    def fail(case, **options):
+        raise RuntimeError("it was killed")
+
+    monkeypatch.setattr(memory, "measure", fail)
+    arguments = ["--cases", "line", "--sections", "memory", "calls", "--output", str(small / "new" / "x.json")]
+    assert program.main(arguments) == 1
+    written = json.loads((small / "new" / "x.json").read_text())
+    assert [row["section"] for row in written["rows"]] == ["calls"] * len(operators.LAYERS)
+    assert len(written["failed"]) == 1 and "FAILED  memory line K=10 p=0.1: it was killed" in capsys.readouterr().out
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file.json"
+    write_whole(path, "old")
+    with pytest.raises(TypeError):
+        run.write(path, {"rows": [object()]})
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = {"machine": {"cores": 2}, "failed": [], "rows": [{"a": 1.5, "b": [1, 2]}, {"a": None}]}
+    run.write(tmp_path / "x.json", results)
+    assert run.read(tmp_path / "x.json") == results
+    assert '{"a": 1.5, "b": [1, 2]},\n' in (tmp_path / "x.json").read_text()
+
+
+def rows_of(*medians: dict[str, float]) -> list[run.Step]:
+    """A step that measures these medians, one after the other."""
+    left = list(medians)
+
+    def measured() -> run.Row:
+        found = {name: {"median": value, "iqr": 0} for name, value in left.pop(0).items()}
+        return {"case": "a", "contenders": found, "fastest": timing.fastest(found), "ratio": timing.ratio(found)}
+
+    return [run.Step("cases", measured, {})]
+
+
+def committed(**medians: float) -> dict:
+    return {"machine": {}, "rows": [step.run() for step in rows_of(medians)]}
+
+
+@pytest.mark.parametrize(
+    "measured, losses",
+    [
+        ([{"fused": 1, "eager": 10}], 0),
+        ([{"fused": 2, "eager": 20}], 0),  # a slower machine, the same ratio
+        ([{"fused": 1, "eager": 8.6}], 0),
+        ([{"fused": 1, "eager": 8.4}, {"fused": 1, "eager": 9}], 0),  # once is no loss
+        ([{"fused": 1, "eager": 8.4}, {"fused": 1, "eager": 8.4}], 1),
+        ([{"fused": 1, "eager": 8.4, "new": 5}, {"fused": 1, "eager": 9, "new": 4}], 1),  # a faster baseline is one
+        ([{"fused": 1, "new": 5}], 0),  # nothing in common
+    ],
+)
+def test_the_guard_tells_a_lasting_loss_of_ratio(measured, losses):
+    said = []
+    # torch.compile was the fastest when the results were committed; the guard does not compile.
+    found = check(committed(fused=1, eager=10, compile=5), rows_of(*measured), said.append)
+    assert len(found) == losses
+    assert said[-1].endswith(f"{losses} lost more than 15%.")
+
+
+def test_the_better_of_two_measurements_counts():
+    (loss,) = check(committed(fused=1, eager=10), rows_of({"fused": 1, "eager": 8.4}, {"fused": 1, "eager": 7}), print)
+    assert "from 10.00 to 8.40" in loss
+
+
+def test_the_guard_compares_only_the_same_measurement():
+    other = committed(fused=1, eager=100)
+    other["rows"][0]["threads"] = 7
+    said = []
+    assert check(other, rows_of({"fused": 1, "eager": 1}), said.append) == []
+    assert "nothing committed to compare with" in said[0] and said[1].startswith("0 ratios")
+
+
+def test_the_guards_exit_status(small, monkeypatch, capsys):
+    arguments = ["--check", "--sections", "cases", "--cases", "line"]
+    assert program.main(arguments) == 0
+    name = machine_name(machine())
+    assert f"no results are committed for this kind of machine ({name})" in capsys.readouterr().out
+
+    run.write(small / "results" / f"{name}.json", committed(fused=1, eager=10))
+    monkeypatch.setattr(run, "steps", lambda plan: rows_of({"fused": 1, "eager": 9.9}))
+    assert program.main(arguments) == 0
+    monkeypatch.setattr(run, "steps", lambda plan: rows_of(*[{"fused": 1, "eager": 7.0}] * 2))
+    assert program.main(arguments) == 1
+    assert "LOSS  cases: the ratio fell from 10.00 to 7.00, by 30%" in capsys.readouterr().out
+
+
+def test_the_guard_measures_what_a_run_wrote(small, capsys):
+    """Rows of a run are found again by the guard, those of torch.compile and of other densities are not looked for."""
+    arguments = ["--cases", "line", "--iterations", "2", "--repeats", "1", "--sections", "cases", "memory"]
+    output = small / "results" / f"{machine_name(machine())}.json"
+    assert program.main([*arguments, "--no-compile", "--output", str(output)]) == 0
+    slow = run.read(output)
+    for row in slow["rows"]:
+        row["contenders"]["fused"]["median"] *= 1000  # so that nothing can be lost
+    run.write(output, slow)
+    capsys.readouterr()
+    assert program.main([*arguments, "--check"]) == 0
+    assert "3 ratios compared, 0 lost" in capsys.readouterr().out
+
+
+def test_a_machine_is_named_by_its_kind():
+    facts = {"processor": "Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz", "cores": 1}
+    assert machine_name(facts | {"dsc_ops": {"cpu_capability": "avx512"}}) == "intel-xeon-gold-6338-avx512-1-core"
 
 
 @pytest.mark.parametrize(
     "arguments, named",
     [
         (["--cases", "nothing"], "--cases"),
+        (["--sections", "nothing"], "--sections"),
         (["--repeats", "0"], "--repeats"),
+        (["--iterations", "10", "0"], "--iterations"),
+        (["--memory-iterations", "0"], "--memory-iterations"),
         (["--densities", "1.5"], "--densities"),
+        (["--densities", "0"], "--densities"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--check", "--quick"], "--check"),
+        (["--check", "--output", "x.json"], "--check"),
+        (["--draw", "nothing.json"], "--draw"),
     ],
 )
 def test_wrong_options_are_named(arguments, named, capsys):
     with pytest.raises(SystemExit) as end:
-        run.main(arguments)
+        program.main(arguments)
     assert end.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_help_explains_every_section_and_case(capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    for word in (*SHAPES, *run.SECTIONS, "--check", "--quick", "15 %", "benchmarks/results"):
+        assert word in told
+
+
+def test_where_the_figures_go_is_in_the_checkout():
+    assert program.RESULTS == Path(__file__).parents[1] / "benchmarks" / "results"
+    assert program.FIGURES == Path(__file__).parents[1] / "docs" / "performance"

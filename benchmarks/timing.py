@@ -1,0 +1,99 @@
+"""How times are taken: contenders in turns, medians, ratios, and what the machine can do at most.
+
+All contenders run in turn, in opposite order every other round: what else the machine does falls on all alike. (A turn
+of torch.utils.benchmark.Timer costs two more runs each time; it takes the times of the limits and of single calls.)
+Only ratios are worth quoting; the spread, the interquartile range over the median, says how far.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+FUSED = "fused"  # the contender that all others are baselines of
+HOPELESS = 1.5  # a baseline so many times slower than the fastest one is timed once
+FEWEST, PATIENCE = 3, 15.0  # after so many rounds and seconds no further round is begun
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many CPU threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call in each round; baselines without a chance to be the fastest run in the first round only."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names, begin = list(calls), time.perf_counter()
+    for turn in range(repeats):
+        if turn >= FEWEST and time.perf_counter() - begin > PATIENCE:
+            break
+        for name in names[:: 1 if turn % 2 == 0 else -1]:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+        if turn == 0:
+            best = min((times[name][0] for name in names if name != FUSED), default=0)
+            names = [name for name in names if name == FUSED or times[name][0] <= HOPELESS * best]
+    return times
+
+
+def summary(times: list[float]) -> dict[str, Any]:
+    """Median and interquartile range, in seconds."""
+    quarters = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return {"median": statistics.median(times), "iqr": quarters[2] - quarters[0], "times": times}
+
+
+def fastest(contenders: dict[str, dict[str, Any]]) -> str:
+    """The name of the fastest baseline."""
+    return min((name for name in contenders if name != FUSED), key=lambda name: contenders[name]["median"])
+
+
+def ratio(contenders: dict[str, dict[str, Any]]) -> float:
+    """How many times as much (time, memory) the best baseline takes as the fused contender."""
+    return contenders[fastest(contenders)]["median"] / contenders[FUSED]["median"]
+
+
+def single(statement: str, seconds: float, **names: Any) -> list[float]:
+    """Seconds of one statement, measured again and again, by torch's own timer, with torch's number of threads."""
+    from torch.utils.benchmark import Timer  # brings the tools for C++ extensions along: only where it is needed
+
+    timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds).times
+
+
+def limits(
+    threads: int | None = None, dtype: torch.dtype = torch.float32, *, size: int = 2048, mebibytes: int = 256
+) -> dict[str, Any]:
+    """What the machine does at most, the best of half a second: the product of two large matrices, and large copies.
+
+    A copy counts what it reads and what it writes. ``copy`` is that of a large tensor into another one, ``new_copy``
+    that of a tensor of 30 MiB into a new one, as every operator has to make that returns one.
+    """
+    with torch_threads(threads):
+        used = torch.get_num_threads()
+        a, b, c = (torch.rand(size, size).to(dtype) for _ in range(3))
+        source = torch.rand(mebibytes * 2**20 // dtype.itemsize).to(dtype)
+        target = source.clone()
+
+        product = min(single("torch.mm(a, b, out=c)", 0.5, torch=torch, a=a, b=b, c=c))
+        copy = min(single("target.copy_(source)", 0.5, source=source, target=target))
+        part = source[: 30 * 2**20 // dtype.itemsize]
+        new_copy = min(single("part.clone()", 0.5, part=part))
+    return {
+        "threads": used,
+        "dtype": str(dtype).removeprefix("torch."),
+        "gemm_gflops": 2 * size**3 / product / 1e9,
+        "copy_gbs": 2 * source.nbytes / copy / 1e9,
+        "new_copy_gbs": 2 * part.nbytes / new_copy / 1e9,
+    }
