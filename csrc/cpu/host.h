@@ -1,7 +1,12 @@
 // What the operator files share on the host side: from torch's stable tensors to raw memory, and threads.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -36,6 +41,17 @@ Tensor widened(const Tensor& tensor) {
 
 inline Tensor contiguous_empty_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, sizes(tensor)); }
 
+// Asks for large pages where the system gives them on request: memory that a call writes for the first time costs a
+// page fault for every page.
+inline void use_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const auto begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // Uninitialised memory, aligned for every vector width.
 template <typename T>
 class Buffer {
@@ -43,6 +59,7 @@ class Buffer {
   explicit Buffer(int64_t size)
       : memory_(static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(padded(size * sizeof(T) + 64, 64))))) {
     if (!memory_) throw std::bad_alloc();
+    use_large_pages(memory_.get(), size * static_cast<int64_t>(sizeof(T)));
   }
   T* get() const { return memory_.get(); }
 

@@ -292,6 +292,8 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   });
   const Tensor tape = torch::stable::new_empty(y, {keep_tape ? bytes : 0}, ScalarType::Byte);
   // Equal calls give equal tapes where that costs nothing: tools that compare all results of an operator use small ones.
+  use_large_pages(data<char>(codes), codes.numel() * static_cast<int64_t>(codes.element_size()));
+  if (keep_tape) use_large_pages(data<char>(tape), bytes);
   if (keep_tape && bytes <= 65536) std::memset(data<char>(tape), 0, bytes);
   visit_dtype(y, [&](auto zero) {
     forward<decltype(zero)>(p, one_sided, codes, keep_tape ? std::optional<Tensor>(tape) : std::nullopt);
