@@ -205,6 +205,7 @@ struct Patches {
   const int64_t* vector;  // where each vector begins, from the pixel's own place or in the copy
   int64_t chunks;
   const int64_t* chunk_vectors;
+  bool by_atoms;  // backward goes from atom to atom, since a table and its gradient are too much for the nearest cache
 };
 
 // The packed codes of a unit; values of the whole arena. Absent (masks null) for a zero code.

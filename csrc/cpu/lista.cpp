@@ -322,17 +322,17 @@ void add_shares(const Plan& plan, const Shares<A>& shares, int64_t lanes, A* gra
   const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch();
   const Patches patches = plan.patches();
   parallel(plan.g.code_channels, grain_of(patch * shares.count), [&](int64_t begin, int64_t end) {
+    std::vector<A> sum;
     for (int64_t m = begin; m < end; ++m) {
       const A* const group = shares.of(0) + m / atoms * plan.table_size();
       for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes) {
         const int64_t chunk = patches.chunk_vectors[c] * lanes;
         const A* const row = group + atoms * first + m % atoms * chunk;
-        for (int64_t j = first; j < first + chunk; ++j) {
-          if (plan.table_tap[j] < 0) continue;
-          A sum = 0;
-          for (int64_t share = 0; share < shares.count; ++share) sum += row[share * shares.size + j - first];
-          grad[m * patch + plan.table_tap[j]] += sum;
-        }
+        sum.assign(row, row + chunk);
+        for (int64_t share = 1; share < shares.count; ++share)
+          for (int64_t j = 0; j < chunk; ++j) sum[j] += row[share * shares.size + j];
+        for (int64_t j = 0; j < chunk; ++j)
+          if (plan.table_tap[first + j] >= 0) grad[m * patch + plan.table_tap[first + j]] += sum[j];
       }
     }
   });
@@ -354,7 +354,7 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   if (needs[0]) std::memset(grad_signal.get(), 0, plan.g.signal_size() * sizeof(A));
 
   // Shares of the weights' gradients: few enough that adding them up costs little.
-  constexpr int64_t most_bytes = int64_t{8} << 20;
+  constexpr int64_t most_bytes = int64_t{4} << 20;
   const int64_t table_bytes = plan.g.groups * plan.table_size() * static_cast<int64_t>(sizeof(A));
   const int64_t count = std::clamp<int64_t>(std::min(s.units(), most_bytes / table_bytes), 1, 32);
   Shares<A> dictionary_shares(count, needs[1] ? plan.g.groups * plan.table_size() : 0);

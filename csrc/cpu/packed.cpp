@@ -67,8 +67,10 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
                    row % image_rows * g.stride_h * channels);
   }
 
+  // Vectors of a chunk with which all atoms of a table and of its gradient stay in the cache.
   const int64_t affordable = cache_bytes / (2 * g.group_code_channels() * vector * value_size);
-  const int64_t most = std::clamp<int64_t>(affordable, std::min<int64_t>(4, chunk_vectors), chunk_vectors);
+  by_atoms_ = affordable < std::min<int64_t>(4, vectors());
+  const int64_t most = by_atoms_ ? chunk_vectors - chunk_vectors % 2 : std::min(affordable, chunk_vectors);
   const int64_t chunks = (vectors() + most - 1) / most;
   for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
 }

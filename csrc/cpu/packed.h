@@ -42,7 +42,7 @@ class Plan {
   Patches patches() const {
     const auto count = [](const std::vector<int64_t>& v) { return static_cast<int64_t>(v.size()); };
     return {count(segment_), g.patch() / count(segment_), g.patch(), segment_.data(), count(vector_), copied_,
-            vector_.data(), count(chunks_), chunks_.data()};
+            vector_.data(), count(chunks_), chunks_.data(), by_atoms_};
   }
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Where the unit's pixels begin among all pixels of all groups.
@@ -51,7 +51,7 @@ class Plan {
 
  private:
   std::vector<int64_t> segment_, vector_, chunks_;
-  bool copied_;
+  bool copied_, by_atoms_;
   void make_units();
 };
 

@@ -91,6 +91,12 @@ DSC_HOST_DEVICE A sum_of_lanes(const Lanes<A>& v) {
   return sum;
 }
 
+// sums[i] += the sum of the lanes of v[i].
+template <typename A>
+DSC_HOST_DEVICE void add_four_sums(const Lanes<A> (&v)[4], A* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] += sum_of_lanes<A>(v[i]);
+}
+
 // Calls body(atom) for each set bit of a pixel's mask.
 template <typename Body>
 DSC_HOST_DEVICE void for_each_nonzero(const uint8_t* mask, int64_t bytes, const Body& body) {
@@ -162,6 +168,13 @@ DSC_HOST_DEVICE float sum_of_lanes<float>(const Lanes<float>& v) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+template <>
+DSC_HOST_DEVICE void add_four_sums<float>(const Lanes<float> (&v)[4], float* sums) {
+  const __m256 low = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), high = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
+  const __m256 all = _mm256_hadd_ps(low, high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), four));
 }
 #endif
 
@@ -246,8 +259,14 @@ struct Picker {
 template <typename A>
 struct Workspace {
   int64_t width, stride;  // of a row of atoms, of a patch
-  A *rows, *values, *patches, *products;
+  A *rows, *values, *patches, *products, *chunk;
   LaneMask<A>* masks;            // of the vectors of a patch: all bits set for its own lanes
+  // The non-zeros of a block, atom by atom: where those of each atom begin, and the end; of each its pixel, and its
+  // place among the values of the block, which go pixel by pixel; and two numbers for each.
+  int32_t *first_entry, *entry_pixel, *entry_value;
+  A *factor, *result;
+  // And pixel by pixel: how many a pixel has, and their atoms.
+  int32_t *count, *atom;
   int64_t copies[block_pixels];  // where the copy of each pixel's patch begins
 
   static int64_t align(int64_t bytes) { return padded(bytes, 64); }
@@ -258,7 +277,10 @@ struct Workspace {
     return align((block_pixels * vectors + 2) * Vector<A>::lanes * sizeof(A));
   }
   static int64_t size(int64_t atoms, int64_t vectors) {
-    return 2 * row_bytes(atoms) + 2 * patch_bytes(vectors) + align(vectors * sizeof(LaneMask<A>));
+    return 2 * row_bytes(atoms) + 2 * patch_bytes(vectors) + patch_bytes(chunk_vectors) + align(vectors * sizeof(LaneMask<A>)) +
+           align((atoms + 2) * sizeof(int32_t)) + align(block_pixels * sizeof(int32_t)) +
+           3 * align(block_pixels * atoms * sizeof(int32_t)) +
+           2 * align((block_pixels * atoms + Vector<A>::lanes) * sizeof(A));
   }
 
   Workspace(int64_t group_atoms, int64_t vectors, char* memory)
@@ -267,7 +289,16 @@ struct Workspace {
     values = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
     patches = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
     products = reinterpret_cast<A*>(memory += patch_bytes(vectors));
-    masks = reinterpret_cast<LaneMask<A>*>(memory + patch_bytes(vectors));
+    chunk = reinterpret_cast<A*>(memory += patch_bytes(vectors));
+    masks = reinterpret_cast<LaneMask<A>*>(memory += patch_bytes(chunk_vectors));
+    first_entry = reinterpret_cast<int32_t*>(memory += align(vectors * sizeof(LaneMask<A>)));
+    count = reinterpret_cast<int32_t*>(memory += align((group_atoms + 2) * sizeof(int32_t)));
+    const int64_t most = block_pixels * group_atoms;
+    atom = reinterpret_cast<int32_t*>(memory += align(block_pixels * sizeof(int32_t)));
+    entry_pixel = reinterpret_cast<int32_t*>(memory += align(most * sizeof(int32_t)));
+    entry_value = reinterpret_cast<int32_t*>(memory += align(most * sizeof(int32_t)));
+    factor = reinterpret_cast<A*>(memory += align(most * sizeof(int32_t)));
+    result = reinterpret_cast<A*>(memory + align((most + Vector<A>::lanes) * sizeof(A)));
     for (int64_t p = 0; p < block_pixels; ++p) copies[p] = p * stride;
   }
 
@@ -296,6 +327,37 @@ DSC_HOST_DEVICE int64_t block_count(int64_t pixels) { return (pixels + block_pix
 DSC_HOST_DEVICE int64_t block_size(int64_t pixels, int64_t block) {
   const int64_t left = pixels - block * block_pixels;
   return left < block_pixels ? left : block_pixels;
+}
+
+// Lists the non-zeros of a block pixel by pixel.
+template <typename A>
+DSC_HOST_DEVICE void list_by_pixels(const uint8_t* support, int64_t bytes, int64_t pixels, const Workspace<A>& work) {
+  int32_t* out = work.atom;
+  for (int64_t t = 0; t < pixels; ++t) {
+    const int32_t* const first = out;
+    for_each_nonzero(support + t * bytes, bytes, [&](int64_t atom) { *out++ = static_cast<int32_t>(atom); });
+    work.count[t] = static_cast<int32_t>(out - first);
+  }
+}
+
+// Sorts that list by atoms, with the values of the non-zeros as factors.
+template <typename A>
+DSC_HOST_DEVICE void list_by_atoms(int64_t pixels, int64_t atoms, const A* values, const Workspace<A>& work) {
+  int32_t* const next = work.first_entry + 1;  // counts, then where the next entry of each atom goes
+  for (int64_t m = -1; m <= atoms; ++m) next[m] = 0;
+  const int32_t* atom = work.atom;
+  for (int64_t t = 0; t < pixels; ++t)
+    for (int32_t i = work.count[t]; i > 0; --i) ++next[*atom++ + 1];
+  for (int64_t m = 1; m <= atoms; ++m) next[m] += next[m - 1];
+  const int32_t total = static_cast<int32_t>(atom - work.atom);
+  int32_t value = 0;
+  for (int64_t t = 0; t < pixels; ++t)
+    for (int32_t i = work.count[t]; i > 0; --i, ++value) {
+      const int32_t entry = next[work.atom[value]]++;
+      work.entry_pixel[entry] = static_cast<int32_t>(t);
+      work.entry_value[entry] = value;
+    }
+  for (int32_t entry = 0; entry < total; ++entry) work.factor[entry] = values[work.entry_value[entry]];
 }
 
 // The memory in which the sparse products of a block find the patches: the plane itself, or copies.
@@ -378,10 +440,11 @@ DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const
 
 // --- synthesis ------------------------------------------------------------------------------------------------------
 
-// Adds to each pixel's patch the sum over its non-zeros of value * atom.
-template <typename A>
+// Adds to each pixel's patch the sum over its non-zeros of value * atom. The non-zeros come from the masks, or, where
+// these have several words or are read for many chunks, from the workspace's list.
+template <bool listed, typename A>
 struct SumAtoms {
-  const LaneMask<A>* masks;
+  const Workspace<A>& work;
   const int64_t* vector;   // where each vector of a patch begins
   const uint8_t* support;  // the masks of the block's pixels
   int64_t bytes;
@@ -396,22 +459,45 @@ struct SumAtoms {
     const A* const chunk = table + offset;
     const A* value = values;
     const uint8_t* mask = support;
+    const int32_t* atoms = work.atom;
     for (int64_t p = 0; p < pixels; ++p, mask += bytes) {
-      if (!any_nonzero(mask, bytes)) continue;
+      if (listed ? work.count[p] == 0 : !any_nonzero(mask, bytes)) continue;
       V sum[vectors] = {};
-      for_each_nonzero(mask, bytes, [&](int64_t atom) {
+      const auto add = [&](int64_t atom) {
         const V* const row = reinterpret_cast<const V*>(chunk + atom * (vectors * Vector<A>::lanes));
         const A scale = *value++;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) sum[v] += scale * row[v];
-      });
+      };
+      if (listed)
+        for (const int32_t* const end = atoms + work.count[p]; atoms < end; ++atoms) add(*atoms);
+      else
+        for_each_nonzero(mask, bytes, add);
       A* const patch = sums.memory + sums.base[p];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v)
-        *reinterpret_cast<V*>(patch + vector[first + v]) += masked<A>(sum[v], masks[first + v]);
+        *reinterpret_cast<V*>(patch + vector[first + v]) += masked<A>(sum[v], work.masks[first + v]);
     }
   }
 };
+
+// plane += the sum over the block's non-zeros of value * atom. Where backward goes by atoms, the list by pixels stays
+// in the workspace.
+template <typename A>
+DSC_HOST_DEVICE void add_block(const Patches& patches, const uint8_t* support, int64_t bytes, const A* values,
+                               const A* table, A* plane, const int64_t* base, int64_t pixels, int64_t atoms,
+                               const Workspace<A>& work) {
+  const Block<A> sums = products_for(patches, plane, base, pixels, work);
+  if (patches.by_atoms) {
+    list_by_pixels(support, bytes, pixels, work);
+    for_each_chunk<A>(patches, atoms,
+                      SumAtoms<true, A>{work, patches.vector, support, bytes, values, table, sums, pixels});
+  } else {
+    for_each_chunk<A>(patches, atoms,
+                      SumAtoms<false, A>{work, patches.vector, support, bytes, values, table, sums, pixels});
+  }
+  add_products(patches, plane, base, pixels, work);
+}
 
 template <typename A>
 void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
@@ -419,13 +505,10 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
   work.make_masks(p.patches);
   const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
-    const int64_t count = block_size(p.pixels, block), first = block * block_pixels;
-    if (p.codes.places[block].count == 0) continue;
-    const Block<A> sums = products_for(p.patches, p.plane, p.base + first, count, work);
-    for_each_chunk<A>(p.patches, p.atoms,
-                      SumAtoms<A>{work.masks, p.patches.vector, p.codes.masks + first * bytes, bytes,
-                                  p.codes.values + p.codes.places[block].first, p.table, sums, count});
-    add_products(p.patches, p.plane, p.base + first, count, work);
+    const int64_t first = block * block_pixels;
+    if (p.codes.places[block].count > 0)
+      add_block(p.patches, p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first, p.table,
+                p.plane, p.base + first, block_size(p.pixels, block), p.atoms, work);
   }
 }
 
@@ -605,6 +688,50 @@ struct SumAtomsAndGradient {
   }
 };
 
+// Copies `vectors` vectors of each pixel's patch side by side.
+template <int vectors, typename A>
+DSC_HOST_DEVICE void copy_chunk(const Block<const A>& patches, const int64_t* vector, const LaneMask<A>* masks,
+                                int64_t pixels, A* out) {
+  for (int64_t p = 0; p < pixels; ++p, out += vectors * Vector<A>::lanes)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v)
+      reinterpret_cast<Lanes<A>*>(out)[v] =
+          masked<A>(*reinterpret_cast<const Lanes<A>*>(patches.memory + patches.base[p] + vector[v]), masks[v]);
+}
+
+// Adds to the gradient of each atom g * patch, atom by atom; g are the entries' factors.
+template <typename A>
+struct GradientByAtoms {
+  const Workspace<A>& work;
+  const int64_t* vector;
+  A* gradient;
+  Block<const A> patches;
+  int64_t pixels, atoms;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    using V = Lanes<A>;
+    copy_chunk<vectors>(patches, vector + first, work.masks + first, pixels, work.chunk);
+    V* out = reinterpret_cast<V*>(gradient + offset);
+    for (int64_t m = 0; m < atoms; ++m, out += vectors) {
+      int32_t entry = work.first_entry[m];
+      const int32_t end = work.first_entry[m + 1];
+      if (entry == end) continue;
+      V sum[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sum[v] = out[v];
+      for (; entry < end; ++entry) {
+        const V* const patch = reinterpret_cast<const V*>(work.chunk) + work.entry_pixel[entry] * vectors;
+        const A scale = work.factor[entry];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sum[v] += scale * patch[v];
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) out[v] = sum[v];
+    }
+  }
+};
+
 template <typename A>
 void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch) {
   Workspace<A> work(p.atoms, p.patches.vectors, scratch);
@@ -628,15 +755,21 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
           reinterpret_cast<Lanes<A>*>(sums)[v] += reader.next(v);
       for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
     }
-    const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
-    if (p.gradient)
+    if (!p.gradient || p.patches.by_atoms) {
+      add_block(p.patches, support, bytes, grad, p.table, p.plane, base, pixels, p.atoms, work);
+    } else {
+      const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
       for_each_chunk<A>(p.patches, p.atoms,
                         SumAtomsAndGradient<A>{work.masks, p.patches.vector, support, bytes, grad, p.table, p.gradient,
                                                patches_of(p.patches, p.residual, base, pixels, work), sums, pixels});
-    else
+      add_products(p.patches, p.plane, base, pixels, work);
+    }
+    if (p.gradient && p.patches.by_atoms) {
+      list_by_atoms(pixels, p.atoms, grad, work);
       for_each_chunk<A>(p.patches, p.atoms,
-                        SumAtoms<A>{work.masks, p.patches.vector, support, bytes, grad, p.table, sums, pixels});
-    add_products(p.patches, p.plane, base, pixels, work);
+                        GradientByAtoms<A>{work, p.patches.vector, p.gradient,
+                                           patches_of(p.patches, p.residual, base, pixels, work), pixels, p.atoms});
+    }
   }
 }
 
@@ -686,6 +819,54 @@ struct DotAtoms {
   }
 };
 
+// The same atom by atom: the factors of the entries are the values, their results the products with the patch.
+template <bool with_gradient, typename A>
+struct DotByAtoms {
+  const Workspace<A>& work;
+  const int64_t* vector;
+  const A* table;
+  A* gradient;
+  Block<const A> patches;
+  int64_t pixels, atoms;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    using V = Lanes<A>;
+    copy_chunk<vectors>(patches, vector + first, work.masks + first, pixels, work.chunk);
+    const V* row = reinterpret_cast<const V*>(table + offset);
+    V* out = reinterpret_cast<V*>(gradient + offset);
+    for (int64_t m = 0; m < atoms; ++m, row += vectors, out += vectors) {
+      int32_t entry = work.first_entry[m];
+      const int32_t end = work.first_entry[m + 1];
+      if (entry == end) continue;
+      V sum[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v)
+        if (with_gradient) sum[v] = out[v];
+      const auto visit = [&](int32_t i) {
+        const V* const patch = reinterpret_cast<const V*>(work.chunk) + work.entry_pixel[i] * vectors;
+        const A scale = work.factor[i];
+        V dot = {};
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+          const V p = patch[v];
+          dot += p * row[v];
+          if (with_gradient) sum[v] -= scale * p;
+        }
+        return dot;
+      };
+      for (; entry + 4 <= end; entry += 4) {
+        const V dots[4] = {visit(entry), visit(entry + 1), visit(entry + 2), visit(entry + 3)};
+        add_four_sums<A>(dots, work.result + entry);
+      }
+      for (; entry < end; ++entry) work.result[entry] += sum_of_lanes<A>(visit(entry));
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v)
+        if (with_gradient) out[v] = sum[v];
+    }
+  }
+};
+
 template <typename A>
 void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratch) {
   Workspace<A> work(p.atoms, p.patches.vectors, scratch);
@@ -704,13 +885,24 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
       const A* const values = p.codes.values + p.codes.places[block].first;
       const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
       const int64_t* const vector = p.patches.vector;
-      if (p.gradient)
-        for_each_chunk<A>(
-            p.patches, p.atoms,
-            DotAtoms<true, A>{work.masks, vector, support, bytes, values, work.values, p.table, p.gradient, patches, pixels});
-      else
-        for_each_chunk<A>(p.patches, p.atoms,
-                          DotAtoms<false, A>{work.masks, vector, support, bytes, values, work.values, p.table, nullptr, patches, pixels});
+      if (p.patches.by_atoms) {
+        list_by_pixels(support, bytes, pixels, work);
+        list_by_atoms(pixels, p.atoms, values, work);
+        for (int64_t i = 0; i < count; ++i) work.result[i] = A(0);
+        if (p.gradient)
+          for_each_chunk<A>(p.patches, p.atoms,
+                            DotByAtoms<true, A>{work, vector, p.table, p.gradient, patches, pixels, p.atoms});
+        else
+          for_each_chunk<A>(p.patches, p.atoms,
+                            DotByAtoms<false, A>{work, vector, p.table, nullptr, patches, pixels, p.atoms});
+        for (int64_t i = 0; i < count; ++i) work.values[work.entry_value[i]] -= work.result[i];
+      } else if (p.gradient) {
+        for_each_chunk<A>(p.patches, p.atoms, DotAtoms<true, A>{work.masks, vector, support, bytes, values, work.values,
+                                                                p.table, p.gradient, patches, pixels});
+      } else {
+        for_each_chunk<A>(p.patches, p.atoms, DotAtoms<false, A>{work.masks, vector, support, bytes, values,
+                                                                 work.values, p.table, nullptr, patches, pixels});
+      }
     }
     keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
   }
