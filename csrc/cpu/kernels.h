@@ -184,10 +184,11 @@ struct Correlation {
 // A kernel works on a unit: consecutive code pixels of one group, whose patches lie in a plane, the unit's own copy of
 // the part of the signal that it meets, with a border for the padding.
 
-constexpr int64_t block_pixels = 48;    // pixels that share a place in a packed code
+constexpr int64_t block_pixels = 96;     // pixels that share a place in a packed code
+constexpr int64_t product_pixels = 48;   // pixels whose products with all atoms stand in the first-level cache
 constexpr int64_t tile_pixels = 6;      // pixels of a register tile
 constexpr int64_t taps_per_range = 256;  // taps of the weights of a tile of atoms that stay in the first-level cache
-static_assert(block_pixels % tile_pixels == 0);
+static_assert(block_pixels % product_pixels == 0 && product_pixels % tile_pixels == 0);
 
 DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 

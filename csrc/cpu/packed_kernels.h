@@ -547,13 +547,13 @@ DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64
     for (int v = 0; v < vectors; ++v) *reinterpret_cast<V*>(u + t * width + v * lanes) = sum[t][v];
 }
 
-// work.rows = A_W of a block of pixels. The weights are packed [range of taps][tile of atoms][tap][atom in the tile].
+// work.rows = A_W of up to product_pixels pixels. The weights are packed [range of taps][tile of atoms][tap][atom in the tile].
 template <typename A>
 DSC_HOST_DEVICE void multiply_block(const Patches& patches, const A* weight, const A* plane, const int64_t* base,
                                     int64_t pixels, const Workspace<A>& work) {
   constexpr int64_t lanes = Vector<A>::lanes;
-  const A* pixel[block_pixels];
-  for (int64_t t = 0; t < block_pixels; ++t) pixel[t] = plane + base[t < pixels ? t : 0];
+  const A* pixel[product_pixels];
+  for (int64_t t = 0; t < product_pixels; ++t) pixel[t] = plane + base[t < pixels ? t : 0];
   for (int64_t from = 0; from < patches.size; from += taps_per_range) {
     const int64_t to = from + taps_per_range < patches.size ? from + taps_per_range : patches.size;
     for (int64_t atom = 0; atom < work.width;) {
@@ -581,28 +581,24 @@ DSC_HOST_DEVICE Lanes<accumulate_t<T>> rounded_lanes(Lanes<accumulate_t<T>> v) {
   return v;
 }
 
-// rows += the packed values of a block. In a pass of its own: where reading and compressing alternate, a load has to
-// wait until the address of the store before it is known, which takes twice as long.
+// rows += the packed values of as many pixels. In a pass of its own: where reading and compressing alternate, a load
+// has to wait until the address of the store before it is known, which takes twice as long.
 template <typename A>
-DSC_HOST_DEVICE void add_codes(const PackedCodes<A>& codes, int64_t bytes, int64_t block, int64_t pixels,
-                               const Workspace<A>& work) {
-  Reader<A> reader{codes.masks + block * block_pixels * bytes, codes.values + codes.places[block].first};
+DSC_HOST_DEVICE void add_codes(Reader<A>& reader, int64_t bytes, int64_t pixels, const Workspace<A>& work) {
   A* row = work.rows;
   for (int64_t t = 0; t < pixels; ++t, row += work.width, reader.mask += bytes)
     for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
       reinterpret_cast<Lanes<A>*>(row)[v] += reader.next(v);
 }
 
-// Packs T of the rows of a block; returns the number of values.
+// Packs T of the rows of as many pixels; returns the place after their values.
 template <bool one_sided, bool nonnegative, typename T>
-DSC_HOST_DEVICE int64_t pack_block(const PackedAnalysis<T>& p, int64_t block, int64_t pixels,
-                                   const Workspace<accumulate_t<T>>& work) {
+DSC_HOST_DEVICE accumulate_t<T>* pack_rows(const PackedAnalysis<T>& p, uint8_t* mask, int64_t pixels,
+                                           const Workspace<accumulate_t<T>>& work, accumulate_t<T>* out) {
   using A = accumulate_t<T>;
   using V = Lanes<A>;
   const int64_t bytes = mask_bytes(p.atoms), width = work.width;
   const V* const theta = reinterpret_cast<const V*>(p.theta);
-  uint8_t* mask = p.codes.masks + block * block_pixels * bytes;
-  A* out = work.values;
   A* row = work.rows;
   for (int64_t t = 0; t < pixels; ++t, row += width, mask += bytes) {
     for (int64_t m = p.atoms; m < width; ++m) row[m] = A(0);  // not even 0 times a NaN
@@ -614,7 +610,7 @@ DSC_HOST_DEVICE int64_t pack_block(const PackedAnalysis<T>& p, int64_t block, in
     }
     out = packer.values;
   }
-  return out - work.values;
+  return out;
 }
 
 // Writes the block's `count` values, which stand in work.values, to the arena.
@@ -630,14 +626,22 @@ template <typename T>
 void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   const Workspace<A> work(p.atoms, 1, scratch);
+  const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
-    const int64_t pixels = block_size(p.pixels, block);
-    multiply_block(p.patches, p.weight, p.plane, p.base + block * block_pixels, pixels, work);
-    if (p.start.masks) add_codes(p.start, mask_bytes(p.atoms), block, pixels, work);
-    const int64_t count = p.one_sided     ? pack_block<true, false>(p, block, pixels, work)
-                          : p.nonnegative ? pack_block<false, true>(p, block, pixels, work)
-                                          : pack_block<false, false>(p, block, pixels, work);
-    keep_values(work, count, p.codes, block, p.used);
+    const int64_t first = block * block_pixels, last = first + block_size(p.pixels, block);
+    Reader<A> start{p.start.masks, nullptr};
+    if (start.mask) start = {p.start.masks + first * bytes, p.start.values + p.start.places[block].first};
+    A* out = work.values;
+    for (int64_t t = first; t < last; t += product_pixels) {
+      const int64_t pixels = last - t < product_pixels ? last - t : product_pixels;
+      multiply_block(p.patches, p.weight, p.plane, p.base + t, pixels, work);
+      if (start.mask) add_codes(start, bytes, pixels, work);
+      uint8_t* const mask = p.codes.masks + t * bytes;
+      out = p.one_sided     ? pack_rows<true, false>(p, mask, pixels, work, out)
+            : p.nonnegative ? pack_rows<false, true>(p, mask, pixels, work, out)
+                            : pack_rows<false, false>(p, mask, pixels, work, out);
+    }
+    keep_values(work, out - work.values, p.codes, block, p.used);
   }
 }
 
