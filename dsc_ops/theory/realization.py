@@ -55,7 +55,7 @@ def lista_to_relu_network(layer: LISTALinear, signal_bound: float | None = None)
     >>> layer = LISTALinear(3, 5, iterations=2)
     >>> network = lista_to_relu_network(layer)
     >>> [tuple(module.weight.shape) for module in network if isinstance(module, torch.nn.Linear)]
-    [(16, 3), (8, 16), (16, 8), (5, 16)]
+    [(16, 3), (8, 16), (10, 8), (5, 10)]
     """
     name = "lista_to_relu_network"
     layer = check.module(name, "layer", layer, LISTALinear)
@@ -184,7 +184,7 @@ def lista_to_cnn(layer: LISTALinear, kernel_size: int, signal_bound: float | Non
         Feng, Zhou, Lemma 5.3.
 
     >>> network_size(lista_to_cnn(LISTALinear(4, 8, iterations=2), 2)).depth
-    14
+    15
     """
     name = "lista_to_cnn"
     layer = check.module(name, "layer", layer, LISTALinear)
@@ -316,7 +316,7 @@ class ConvAttention(nn.Module):
         centres = torch.cartesian_prod(*steps).reshape(-1, len(kernel))
         self.centres = nn.Parameter(centres.to(weight.dtype))
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS, device=weight.device, dtype=weight.dtype))
-        # The output projection of the concatenated heads, one block of columns each; the value projections are identities.
+        # The output projection, one block of columns for each head; the value projections are identities.
         self.output = _linear(weight.detach().flatten(2).transpose(1, 2).flatten(1), bias)
         self.extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
 
@@ -348,8 +348,7 @@ class ConvAttention(nn.Module):
 
 
 def conv_to_attention(conv: nn.Conv2d) -> nn.Module:
-    """A convolution as multi-head self-attention: one head a kernel pixel, k x k in all, with quadratic relative
-    positions.
+    """A convolution as multi-head self-attention with quadratic relative positions, one head a kernel pixel.
 
     Each head's scores depend on the displacement of two pixels alone, -alpha ||delta - delta_h||^2, and are so sharp
     that its softmax picks the one pixel at delta_h. The output projection holds the kernel.
@@ -417,8 +416,7 @@ class SynthesisAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One LISTA-CP iteration: attention on what the code leaves of the signal, added to the code, then a ReLU MLP a
-    pixel.
+    """One LISTA-CP iteration: attention on the residual, added to the code, then a ReLU MLP a pixel.
 
     The MLP is T(u) = relu(u - theta) - relu(-u - theta): a Linear from M to 2 M, ReLU, a Linear back.
     """
@@ -455,8 +453,7 @@ class TransformerLISTA(nn.Module):
 
 
 def lista_to_transformer(layer: LISTAConv) -> nn.Module:
-    """A convolutional LISTA as a transformer: each iteration is attention, a residual connection and a ReLU MLP a
-    pixel.
+    """A convolutional LISTA as a transformer: attention, a residual connection and a ReLU MLP an iteration.
 
     x <- MLP(x + attention(y - attention(x))): the attentions are A_W and S_D as in :func:`conv_to_attention`, the MLP
     is the threshold, relu(u - theta) - relu(-u - theta).

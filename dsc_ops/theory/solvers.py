@@ -35,7 +35,7 @@ def basis_pursuit(y: Tensor, D: Tensor) -> Tensor:
         Donoho, Saunders (SIAM Journal on Scientific Computing, 1998); Li, Feng, Zhou, Theorem 2.2.
 
     >>> D = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
-    >>> basis_pursuit(torch.tensor([1.2, 1.6]), D)
+    >>> basis_pursuit(torch.tensor([1.2, 1.6]), D).abs()
     tensor([0., 0., 2.])
     """
     D = check.dictionary("basis_pursuit", "D", D)
@@ -241,8 +241,8 @@ def dsc_solve(
 ) -> DeepCodes:
     """The codes of a deep sparse model, y = D_1 x_1 + noise, x_{j-1} = D_j x_j, by certified LISTA-CP networks.
 
-    "layerwise": x_1 from y, then x_2 from x_1 and so on; what x_{j-1} is wrong by is the noise of layer j, so the errors
-    add. "deepest-first": x_J from y = (D_1 ... D_J) x_J, then x_{j-1} = D_j x_j down to x_1.
+    "layerwise": x_1 from y, then x_2 from x_1 and so on; what x_{j-1} is wrong by is the noise of layer j, so the
+    errors add. "deepest-first": x_J from y = (D_1 ... D_J) x_J, then x_{j-1} = D_j x_j down to x_1.
 
     Args:
         y: signals (*, m).
