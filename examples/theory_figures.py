@@ -151,8 +151,12 @@ def cnn_figure(results: Results) -> Figure:
             axis.plot(places, [row[counted] for row in rows], "o-", ms=3, color=colour, label=f"s = {kernel}")
             axis.plot(places, [row[f"{counted}_order"] for row in rows], "--", lw=1, color=colour)
         axes[1].plot(places, [row["nonzeros"] for row in rows], ":", color=colour)
-    axes[0].set(xscale="log", xlabel="d + m", ylabel="depth", title=r"dashed: $K \log_s(d+m)$")
-    axes[1].set(xscale="log", yscale="log", xlabel="d + m", ylabel="weights")
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_xticks(places, [str(place) for place in places], minor=False)
+        axis.minorticks_off()
+    axes[0].set(xlabel="d + m", ylabel="depth", title=r"dashed: $K \log_s(d+m)$")
+    axes[1].set(yscale="log", xlabel="d + m", ylabel="weights")
     axes[1].set(title=r"dashed: $K (d+m)^2$, dotted: not zero")
     axes[0].legend()
     return figure
