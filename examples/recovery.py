@@ -28,6 +28,7 @@ from examples.training import Learner, fit
 TRAINED = ("LISTA", "LISTA-CP", "LISTA-CP-SS", "ALISTA")
 FIXED = ("ISTA", "FISTA")
 NOISELESS = math.inf
+TEST_SEED = 10**15  # no batch of the training has such a seed
 
 
 @dataclass(frozen=True)
@@ -261,31 +262,39 @@ def benchmark(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """NMSE after each layer of all methods at all noise levels, with what was trained and for how long.
 
     Each network has a folder with its checkpoint, and in the end its weights and result: finished ones are not run
-        again.
+    again. At a noise level a network starts as the noiseless one.
     """
-    D = dictionary(settings, seed)
-    test_seed, results = 10**15 + seed, []  # no training batch has such a seed
-    for snr in settings.snrs:
-        for kind in FIXED:
-            found = fixed_curve(kind, D, settings, snr, test_seed)
-            results.append({"kind": kind, "level": level(snr), "seconds": 0.0, "steps": 0, **found})
-        for kind in TRAINED:
-            here = folder / f"{kind}-{level(snr)}".replace(" ", "-")
-            if not (here / "result.json").exists():
-                start = folder / f"{kind}-{level(NOISELESS)}" / "weights.pt"
-                start = start if snr != NOISELESS and start.exists() else None
-                before = time.perf_counter()
-                with torch_threads(1):  # so small matrices do not gain from more
-                    network = train(kind, snr, D, settings, seed, here, start)
-                torch.save(network.state_dict(), here / "weights.pt")
-                y, codes = problems(D, settings.test, settings, snr, test_seed)
-                result = {
-                    "kind": kind,
-                    "level": level(snr),
-                    "seconds": time.perf_counter() - before,
-                    "steps": len(stages(settings, start is None)) * settings.steps_per_stage,
-                    "nmse": curve(network, y, codes),
-                }
-                write_whole(here / "result.json", json.dumps(result, indent=2) + "\n")
-            results.append(json.loads((here / "result.json").read_text(encoding="utf-8")))
+    D, results = dictionary(settings, seed), []
+    with torch_threads(1):  # so small matrices gain nothing from more
+        for snr in settings.snrs:
+            for kind in FIXED:
+                found = fixed_curve(kind, D, settings, snr, TEST_SEED + seed)
+                results.append({"kind": kind, "level": level(snr), "seconds": 0.0, "steps": 0, **found})
+            for kind in TRAINED:
+                path = folder / name_of(kind, snr) / "result.json"
+                if not path.exists():
+                    result = trained_result(kind, snr, D, settings, seed, folder)
+                    write_whole(path, json.dumps(result, indent=2) + "\n")
+                results.append(json.loads(path.read_text(encoding="utf-8")))
     return {"levels": [level(snr) for snr in settings.snrs], "networks": results, "batch": settings.batch}
+
+
+def trained_result(kind: str, snr: float, D: Tensor, settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one network in its folder and test it; "seconds" are those since it was last taken up."""
+    here, begun = folder / name_of(kind, snr), time.perf_counter()
+    noiseless = folder / name_of(kind, NOISELESS) / "weights.pt"
+    start = noiseless if snr != NOISELESS and noiseless.exists() else None
+    network = train(kind, snr, D, settings, seed, here, start)
+    torch.save(network.state_dict(), here / "weights.pt")
+    y, codes = problems(D, settings.test, settings, snr, TEST_SEED + seed)
+    return {
+        "kind": kind,
+        "level": level(snr),
+        "seconds": time.perf_counter() - begun,
+        "steps": len(stages(settings, start is None)) * settings.steps_per_stage,
+        "nmse": curve(network, y, codes),
+    }
+
+
+def name_of(kind: str, snr: float) -> str:
+    return f"{kind}-{level(snr)}".replace(" ", "-")
