@@ -22,7 +22,7 @@ def mutual_coherence(D: Tensor) -> float:
         D: dictionary (m, d), atoms in columns, of any norm but zero.
 
     Returns:
-        A number from 0 to 1; 0 for a single atom. Source: Donoho, Elad (PNAS 2003); Li, Feng, Zhou, section 2.
+        A number from 0 to 1; 0 for a single atom. Source: Donoho, Elad (PNAS 2003); Li, Feng, Zhou.
 
     >>> round(mutual_coherence(torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])), 4)
     0.8
@@ -50,7 +50,7 @@ def generalized_coherence(D: Tensor) -> tuple[float, Tensor]:
     Returns:
         mu~, with mu~ <= mu(D) when the atoms have unit norm, and W (m, d), in D's dtype. mu~ is measured on this W in
         float64 (before W is rounded to D's dtype) and so never too small; :func:`coherence_certificate` bounds it from
-        below. Raises ImportError without scipy. Source: Chen, Liu, Wang, Yin (NeurIPS 2018); Li, Feng, Zhou, section 3.
+        below. Raises ImportError without scipy. Source: Chen, Liu, Wang, Yin (NeurIPS 2018); Li, Feng, Zhou.
 
     >>> mu, W = generalized_coherence(torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]]))
     >>> round(mu, 4), W.shape

@@ -40,7 +40,7 @@ def uniqueness_bound(mu: float | Tensor) -> float:
             the generalised coherence it is the bound on s in :func:`certified_lista`.
 
     Returns:
-        The bound; infinite for mu = 0. Source: Donoho, Elad (PNAS 2003); Li, Feng, Zhou, Theorem 2.1.
+        The bound; infinite for mu = 0. Source: Donoho, Elad (PNAS 2003); Li, Feng, Zhou.
 
     >>> uniqueness_bound(0.2)
     3.0
@@ -109,8 +109,8 @@ def is_unique(codes: Sequence[Tensor], dictionaries: Sequence[Tensor], alpha: fl
         alpha: values of at most this size are zeros.
 
     Returns:
-        True, or False when the theory is silent (the codes may be unique all the same). Source: Li, Feng, Zhou, Theorem
-        2.1 and eq. 1.
+        True, or False when the theory is silent (the codes may be unique all the same). Source: Li, Feng, Zhou,
+        eq. 1.
 
     >>> D = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
     >>> is_unique([torch.tensor([0.0, 0.0, 2.0])], [D]), is_unique([torch.tensor([1.0, 0.0, 2.0])], [D])
@@ -266,7 +266,7 @@ def convergence_rate(mu: float, s: int) -> float:
 
     Returns:
         c; infinite for mu = 0, and not positive when s >= (1 + 1/mu) / 2: no convergence is promised then. Source:
-        Chen, Liu, Wang, Yin (NeurIPS 2018), Theorem 2; Li, Feng, Zhou, Theorem 3.1.
+        Chen, Liu, Wang, Yin (NeurIPS 2018), Theorem 2; Li, Feng, Zhou.
 
     >>> round(convergence_rate(0.1, 3), 4)
     0.6931

@@ -131,7 +131,7 @@ def matrix_to_cnn(A: Tensor, kernel_size: int, bias: Tensor | None = None) -> nn
     Returns:
         nn.Sequential of nn.Conv1d; x (*, d), read as a signal of d pixels and one channel, to (*, m), the m channels of
         the one pixel left. Weights: sum_{l < L} s^{2 l} + m s^L with L = max(1, ceil(log_s d)), O(d (d + m)).
-        Source: Li, Feng, Zhou, Lemma 5.3; Zhou (Applied and Computational Harmonic Analysis, 2020).
+        Source: Li, Feng, Zhou, Lemma 5.3.
 
     >>> A = torch.arange(6.0).reshape(2, 3)
     >>> cnn = matrix_to_cnn(A, 2)

@@ -32,7 +32,7 @@ def basis_pursuit(y: Tensor, D: Tensor) -> Tensor:
 
     Returns:
         Codes (*, d). Raises ValueError when a signal is not in the span of D, ImportError without scipy. Source: Chen,
-        Donoho, Saunders (SIAM Journal on Scientific Computing, 1998); Li, Feng, Zhou, Theorem 2.2.
+        Donoho, Saunders (SIAM Journal on Scientific Computing, 1998); Li, Feng, Zhou.
 
     >>> D = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
     >>> basis_pursuit(torch.tensor([1.2, 1.6]), D).abs()
@@ -111,7 +111,7 @@ def certified_lista(
     Returns:
         The network (untied, D's dtype and device, y (*, m) to codes (*, d)) and e_1 .. e_K, (iterations,), float64.
         Both count in the rounding of the network's own arithmetic, at its worst, as noise. Raises ValueError, with the
-        numbers, when s is too large. Source: Li, Feng, Zhou, Theorem 3.1 and eq. 7; Chen, Liu, Wang, Yin, Theorem 2.
+        numbers, when s is too large. Source: Li, Feng, Zhou, eq. 7; Chen, Liu, Wang, Yin, Theorem 2.
 
     >>> D = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]], dtype=torch.float64)
     >>> network, bounds = certified_lista(D, B=2.0, s=1, iterations=60)
@@ -257,7 +257,7 @@ def dsc_solve(
     Returns:
         :class:`DeepCodes`: a list [x_1, ..., x_J], each (*, d_j), with ``bounds``, ``residuals`` and ``errors(codes)``.
         The bound B on ||x_j||_inf comes from the signal: (max |W^T y| + C_W delta) / (1 - (s - 1) mu~). Raises
-        ValueError, with the numbers, when an s_j is too large. Source: Li, Feng, Zhou, section 3.
+        ValueError, with the numbers, when an s_j is too large. Source: Li, Feng, Zhou.
 
     >>> D = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]], dtype=torch.float64)
     >>> codes = dsc_solve(torch.tensor([1.2, 1.6], dtype=torch.float64), [D], sparsity=[1], iterations=60)
