@@ -41,8 +41,8 @@ class Settings:
     probability: float = 0.1
     snrs: tuple[float, ...] = (NOISELESS, 40.0, 30.0, 20.0)  # dB
     batch: int = 64
-    steps_per_stage: int = 100
-    final_stages: int = 6  # of all layers together, at each of the two smaller learning rates
+    steps_per_stage: int = 60
+    final_stages: int = 4  # of all layers together, at each of the two smaller learning rates
     weight_rate: float = 1e-3
     scalar_rate: float = 2e-2
     lam: float = 0.4  # of the start
@@ -154,10 +154,10 @@ class Stage:
     share: float
 
 
-def stages(settings: Settings, fresh: bool) -> list[Stage]:
-    """A new layer alone, then all so far, layer by layer; at last all together, which is all for a trained network."""
+def stages(settings: Settings) -> list[Stage]:
+    """A new layer alone, then all so far, layer by layer; at last all together."""
     made = []
-    for depth in range(1, settings.layers + 1) if fresh else ():
+    for depth in range(1, settings.layers + 1):
         made.append(Stage(depth, depth - 1, 1.0))
         if depth > 1:
             made.append(Stage(depth, 0, 0.2))
@@ -208,13 +208,9 @@ class LayerwiseLearner(Learner):
         return torch.optim.Adam(groups, lr=settings.weight_rate, fused=True)
 
 
-def train(kind: str, snr: float, D: Tensor, settings: Settings, seed: int, folder: Path, start: Path | None) -> Network:
-    """A trained network; a noisy level starts from the noiseless network ``start``."""
-    torch.manual_seed(seed)
-    network = Network(kind, D, settings.layers, settings.lam)
-    if start is not None:
-        network.load_state_dict(torch.load(start, weights_only=True))
-    plan = stages(settings, fresh=start is None)
+def train(kind: str, snr: float, D: Tensor, settings: Settings, seed: int, folder: Path) -> Network:
+    """A trained network; its folder has the checkpoint of the last finished stage."""
+    network, plan = Network(kind, D, settings.layers, settings.lam), stages(settings)
     sampler = data.FreshSeeds(settings.steps_per_stage, seed)
     loader = DataLoader(Batches(D, settings, snr), batch_size=None, sampler=sampler)
     fit(LayerwiseLearner(network, plan, settings), loader, len(plan), folder, f"{kind}, {level(snr)}")
@@ -262,7 +258,7 @@ def benchmark(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """NMSE after each layer of all methods at all noise levels, with what was trained and for how long.
 
     Each network has a folder with its checkpoint, and in the end its weights and result: finished ones are not run
-    again. At a noise level a network starts as the noiseless one.
+    again.
     """
     D, results = dictionary(settings, seed), []
     with torch_threads(1):  # so small matrices gain nothing from more
@@ -282,16 +278,14 @@ def benchmark(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
 def trained_result(kind: str, snr: float, D: Tensor, settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """Train one network in its folder and test it; "seconds" are those since it was last taken up."""
     here, begun = folder / name_of(kind, snr), time.perf_counter()
-    noiseless = folder / name_of(kind, NOISELESS) / "weights.pt"
-    start = noiseless if snr != NOISELESS and noiseless.exists() else None
-    network = train(kind, snr, D, settings, seed, here, start)
+    network = train(kind, snr, D, settings, seed, here)
     torch.save(network.state_dict(), here / "weights.pt")
     y, codes = problems(D, settings.test, settings, snr, TEST_SEED + seed)
     return {
         "kind": kind,
         "level": level(snr),
         "seconds": time.perf_counter() - begun,
-        "steps": len(stages(settings, start is None)) * settings.steps_per_stage,
+        "steps": len(stages(settings)) * settings.steps_per_stage,
         "nmse": curve(network, y, codes),
     }
 

@@ -206,8 +206,7 @@ def test_untrained_lista_cp_and_lista_are_ista():
 
 def test_stages_train_each_layer_alone_and_then_all():
     settings = recovery.Settings(layers=3, final_stages=2)
-    plan = [(stage.depth, stage.first, stage.share) for stage in recovery.stages(settings, fresh=True)]
+    plan = [(stage.depth, stage.first, stage.share) for stage in recovery.stages(settings)]
     layers = [(1, 0, 1.0), (2, 1, 1.0), (2, 0, 0.2), (3, 2, 1.0), (3, 0, 0.2)]
     final = [(3, 0, 0.2), (3, 0, 0.2), (3, 0, 0.02), (3, 0, 0.02)]
     assert plan == layers + final
-    assert [(s.depth, s.first, s.share) for s in recovery.stages(settings, fresh=False)] == final
