@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.run import torch_threads, write_whole
-from dsc_ops import functional, theory
+from dsc_ops import functional, reference, theory
 from examples import data
 from examples.training import Learner, fit
 
 TRAINED = ("LISTA", "LISTA-CP", "LISTA-CP-SS", "ALISTA")
 FIXED = ("ISTA", "FISTA")
 NOISELESS = math.inf
+MOMENTUM = reference.momentum_weights("fista", 100)
 TEST_SEED = 10**15  # no batch of the training has such a seed
 
 
@@ -235,9 +236,11 @@ def iterations(D: Tensor, y: Tensor, lam: float, count: int, fast: bool) -> Iter
     """Codes of ISTA or FISTA after 1 .. count iterations."""
     pixels, atoms = y.t().contiguous().unsqueeze(0), D.T.contiguous().unsqueeze(-1)
     step = 1 / float(torch.linalg.matrix_norm(D, 2)) ** 2
-    for k in range(1, count + 1):
-        codes = functional.ista(pixels, atoms, lam, iterations=k, step=step, fast=fast)
-        yield codes.squeeze(0).t()
+    x = before = pixels.new_zeros(1, D.shape[1], len(y))
+    for k in range(count):
+        z = x + MOMENTUM[k] * (x - before) if fast else x
+        before, x = x, functional.lista_step(z, pixels, atoms, step * atoms, step * lam)
+        yield x.squeeze(0).t()
 
 
 @torch.no_grad()

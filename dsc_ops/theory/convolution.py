@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -88,11 +88,12 @@ def conv_coherence(
     dilation: Size = 1,
     groups: int = 1,
 ) -> float:
-    """Mutual coherence of a convolutional dictionary, exactly, at a cost that does not grow with the signal.
+    """Mutual coherence of a convolutional dictionary, exactly, without its matrix, for signals of any size.
 
     Two atoms overlap only within a kernel's extent e = dilation (kernel - 1) + 1, and only those that the border cuts
     differ from the ones inside. So a signal of at least 3 e + 2 stride pixels along each axis, of the same length
-    modulo the stride, has the same pairs of atoms as a larger one, and stands in for it.
+    modulo the stride, has all the pairs of a larger one; the pairs of one shift and the same cuts are one product of
+    two M x C prod(kernel) matrices.
 
     Args:
         As in :func:`conv_matrix`.
@@ -109,25 +110,69 @@ def conv_coherence(
     conv = _checks.geometry(name, "weight", weight, stride, padding, dilation, groups)
     size = _checks.integers(name, "signal_size", signal_size, weight.dim() - 2, least=1)
     _checks.code_size(name, "a signal", size, weight, conv)
-    enough = []
-    for n, k, s, d in zip(size, weight.shape[2:], conv.stride, conv.dilation, strict=True):
+    pairs = []
+    for n, k, s, p, d in zip(size, weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True):
         least = 3 * (d * (k - 1) + 1) + 2 * s
-        enough.append(min(n, least + (n - least) % s))
-    D = _matrix(check.wide(weight), enough, _checks.code_size(name, "a signal", enough, weight, conv), conv)
-    norms = torch.zeros(D.shape[1], dtype=D.dtype, device=D.device)
-    norms = norms.index_add(0, D.indices()[1], D.values().square()).sqrt()
-    if (norms == 0).any():
-        atom = int((norms == 0).nonzero()[0]) * weight.shape[0] // D.shape[1]
-        raise ValueError(f"{name}: padding is {tuple(conv.padding)}, it leaves nothing of atom {atom} at the border")
-    unit = torch.sparse_coo_tensor(
-        D.indices(), D.values() / norms[D.indices()[1]], D.shape, is_coalesced=True, check_invariants=False
-    )
-    with warnings.catch_warnings():  # torch goes through a format that it calls beta
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        products = torch.sparse.mm(unit.t(), unit).coalesce()
-    row, column = products.indices()
-    values = products.values()[row != column].abs()
-    return float(values.max()) if values.numel() else 0.0
+        pairs.append(_overlaps(min(n, least + (n - least) % s), k, s, p, d))
+    full = without_groups(check.wide(weight), conv.groups)
+    norms: dict[tuple[_Cut, ...], Tensor] = {}
+
+    def inverse_norms(cuts: tuple[_Cut, ...]) -> Tensor:
+        if cuts not in norms:
+            inside = (slice(None), slice(None), *[slice(low, high) for low, high in cuts])
+            norms[cuts] = full[inside].flatten(1).norm(dim=1)
+            if (norms[cuts] == 0).any():
+                atom = int((norms[cuts] == 0).nonzero()[0])
+                raise ValueError(
+                    f"{name}: padding is {tuple(conv.padding)}, it leaves nothing of atom {atom} at the border"
+                )
+        return 1 / norms[cuts]
+
+    mu = 0.0
+    for combination in itertools.product(*pairs):
+        cuts, others, shifts = zip(*combination, strict=True)
+        scale = inverse_norms(cuts).unsqueeze(1) * inverse_norms(others)
+        shared = [
+            (max(low, t), min(high, k + t)) for (low, high), t, k in zip(cuts, shifts, full.shape[2:], strict=True)
+        ]
+        if all(low < high for low, high in shared):
+            here = (slice(None), slice(None), *[slice(low, high) for low, high in shared])
+            there = (slice(None), slice(None), *[slice(a - t, b - t) for (a, b), t in zip(shared, shifts, strict=True)])
+            products = full[here].flatten(1) @ full[there].flatten(1).T * scale
+            if not any(shifts):  # an atom with itself
+                products.fill_diagonal_(0)
+            mu = max(mu, float(products.abs().max()))
+    return mu
+
+
+_Cut = tuple[int, int]  # the kernel's pixels that lie inside the signal: from, to
+
+
+def _overlaps(n: int, k: int, s: int, p: int, d: int) -> list[tuple[_Cut, _Cut, int]]:
+    """How two kernels may lie along one axis: what the border leaves of each, and their shift in kernel pixels.
+
+    Pixel o of the one and pixel o - shift of the other are the same pixel of the signal.
+    """
+    cuts = []
+    for place in range((n + 2 * p - d * (k - 1) - 1) // s + 1):
+        start = place * s - p
+        cuts.append((max(0, -(start // d)), min(k, -((start - n) // d))))
+    found = set()
+    for one, cut in enumerate(cuts):
+        for other, other_cut in enumerate(cuts):
+            shift, rest = divmod((other - one) * s, d)
+            if rest == 0 and abs(shift) < k:
+                found.add((cut, other_cut, shift))
+    return sorted(found)
+
+
+def without_groups(weight: Tensor, groups: int) -> Tensor:
+    """The same convolution with one group: zeros where a group sees nothing."""
+    atoms, channels, *kernel = weight.shape
+    full = weight.new_zeros(groups, atoms // groups, groups, channels, *kernel)
+    for group, block in enumerate(weight.reshape(groups, atoms // groups, channels, *kernel)):
+        full[group, :, group] = block
+    return full.reshape(atoms, groups * channels, *kernel)
 
 
 def stripe_norm(x: Tensor, kernel_size: Size, *, stride: Size = 1, dilation: Size = 1, alpha: float = 0.0) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dsc_ops import _checks, functional, reference
 from dsc_ops.layers import LISTAConv, LISTAConv1d, LISTALinear
 from dsc_ops.theory import _checks as check
+from dsc_ops.theory.convolution import without_groups
 
 __all__ = [
     "NetworkSize",
@@ -376,17 +377,8 @@ def conv_to_attention(conv: nn.Conv2d) -> nn.Module:
         if padding == "same" and any(span % 2 for span in spans):
             raise ValueError(f'{name}: conv has padding "same" with kernel {conv.kernel_size}, it takes odd kernels')
         padding = [span // 2 if padding == "same" else 0 for span in spans]
-    weight = _without_groups(conv.weight.detach(), conv.groups)
+    weight = without_groups(conv.weight.detach(), conv.groups)
     return ConvAttention(weight, conv.bias, conv.stride, padding, conv.dilation)
-
-
-def _without_groups(weight: Tensor, groups: int) -> Tensor:
-    """The same convolution with one group: zeros where a group sees nothing."""
-    atoms, channels, *kernel = weight.shape
-    full = weight.new_zeros(groups, atoms // groups, groups, channels, *kernel)
-    for group, block in enumerate(weight.reshape(groups, atoms // groups, channels, *kernel)):
-        full[group, :, group] = block
-    return full.reshape(atoms, groups * channels, *kernel)
 
 
 class SynthesisAttention(nn.Module):
@@ -394,7 +386,7 @@ class SynthesisAttention(nn.Module):
 
     def __init__(self, layer: LISTAConv):
         super().__init__()
-        atoms = _without_groups(layer.dictionary.detach(), layer.groups)
+        atoms = without_groups(layer.dictionary.detach(), layer.groups)
         axes = tuple(range(2, atoms.dim()))
         dims = len(axes)
         flipped = atoms.flip(axes).transpose(0, 1)
@@ -423,7 +415,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, layer: LISTAConv, weight: Tensor, theta: Tensor):
         super().__init__()
-        full = _without_groups(weight.detach(), layer.groups)
+        full = without_groups(weight.detach(), layer.groups)
         self.analysis = ConvAttention(full, None, layer.stride, layer.padding, layer.dilation)
         one = torch.eye(len(full)).to(full)
         signs = (1.0,) if layer.one_sided else (1.0, -1.0)
