@@ -375,8 +375,10 @@ def test_the_bound_falls_at_the_promised_rate(certified_dictionaries):
     c, C_W = theory.convergence_rate(mu, s), float(W.abs().max())
     assert c > 0
     for delta in (0.0, 1e-3):
-        bounds = theory.certified_lista(D, B=2.0, s=s, delta=delta, iterations=30, W=W)[1]
+        network, bounds = theory.certified_lista(D, B=2.0, s=s, delta=delta, iterations=30, W=W)
         floor = 2 * s * C_W * delta / (1 - (2 * s - 1) * mu)
+        found = network.certificate
+        assert (found.mu, found.C_W, found.rate, found.C * delta) == pytest.approx((mu, C_W, c, floor), rel=1e-9)
         k = torch.arange(1, 31, dtype=torch.float64)
         assert (bounds <= (s * 2.0 * torch.exp(-c * k) + floor) * (1 + 1e-9) + 1e-10).all()
         assert bounds[-1] == pytest.approx(floor + (s * 2.0 - floor) * math.exp(-30 * c), rel=1e-6, abs=1e-10)
@@ -479,13 +481,14 @@ def test_deep_codes_are_as_near_as_promised(deep_weights, J, delta, method):
     if method == "deepest-first":
         weights = [deep_weights[3] if J == 3 else theory.analytic_coherence(product)[1]]
     y = codes[0] @ dictionaries[0].T + noises(100, dictionaries[0], delta)
-    found = theory.dsc_solve(
-        y, dictionaries, sparsity=sparsity, method=method, iterations=200, delta=delta, weights=weights
-    )
-    assert isinstance(found, list) and [x.shape for x in found] == [x.shape for x in codes]
-    for errors, bound, residual in zip(found.errors(codes), found.bounds, found.residuals, strict=True):
-        assert (errors <= bound).all()
-        assert residual.shape == (100,)
+    for iterations in (1, 3, 10, 40, 200):
+        found = theory.dsc_solve(
+            y, dictionaries, sparsity=sparsity, method=method, iterations=iterations, delta=delta, weights=weights
+        )
+        assert isinstance(found, list) and [x.shape for x in found] == [x.shape for x in codes]
+        for errors, bound, residual in zip(found.errors(codes), found.bounds, found.residuals, strict=True):
+            assert (errors <= bound).all()
+            assert residual.shape == (100,)
     if delta == 0:
         assert max(found.bounds) < 1e-6
     if method == "layerwise":
@@ -769,6 +772,16 @@ def test_attention_is_its_convolution(case):
 def test_attention_takes_the_names_of_paddings(padding):
     conv = nn.Conv2d(2, 3, (3, 5), padding=padding, dilation=(2, 1), dtype=torch.float64)
     assert_equal_to_rounding(theory.conv_to_attention, conv, normal(2, 2, 9, 8), SUMS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_attention_in_low_precision(dtype):
+    conv, y = nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 6, 7)
+    low, y = conv.to(dtype), y.to(dtype)
+    truth = nn.functional.conv2d(y.double(), low.weight.double(), low.bias.double(), padding=1).detach()
+    ours = theory.conv_to_attention(low)(y).detach()
+    assert_as_exact_as_eager([ours], [low(y).detach()], [truth], [str(dtype)])
+    assert theory.conv_to_attention(low)(y[:0]).shape == (0, 5, 6, 7)
 
 
 def test_attention_learns():

@@ -34,9 +34,10 @@ from dsc_ops.theory.realization import (
     matrix_to_cnn,
     network_size,
 )
-from dsc_ops.theory.solvers import DeepCodes, basis_pursuit, certified_lista, dsc_solve, iterates
+from dsc_ops.theory.solvers import Certificate, DeepCodes, basis_pursuit, certified_lista, dsc_solve, iterates
 
 __all__ = [
+    "Certificate",
     "DeepCodes",
     "NetworkSize",
     "UniquenessBound",

@@ -40,7 +40,8 @@ def solve(**programme: Any) -> Any:
 def solve_each(task: Callable[[int], Any], count: int, description: str) -> list[Any]:
     """``task`` of 0 .. count - 1. HiGHS runs outside of Python's lock, so threads are enough."""
     linprog()
-    with ThreadPoolExecutor(min(count, os.cpu_count() or 1) or 1) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(max(1, min(count, cores))) as pool:
         futures = [pool.submit(task, index) for index in range(count)]
         try:
             return [future.result() for future in bar(futures, description)]

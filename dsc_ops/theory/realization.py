@@ -326,7 +326,7 @@ class ConvAttention(nn.Module):
         displacement = keys.unsqueeze(0) - queries.unsqueeze(1)
         relative = torch.cat([displacement.square().sum(dim=-1, keepdim=True), displacement], dim=-1)
         head = torch.cat([-torch.ones_like(self.centres[:, :1]), 2 * self.centres], dim=1) * self.sharpness
-        return torch.einsum("qkr,hr->hqk", relative, head)
+        return torch.einsum("qkr,hr->hqk", relative, head.to(relative.dtype))
 
     def attention(self, size: Sequence[int]) -> Tensor:
         """Attention probabilities (heads, queries, keys) on a padded signal of one size."""

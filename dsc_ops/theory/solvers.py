@@ -14,9 +14,9 @@ from dsc_ops.layers import LISTALinear
 from dsc_ops.theory import _checks as check
 from dsc_ops.theory import _programmes as programmes
 from dsc_ops.theory.coherence import generalized_coherence
-from dsc_ops.theory.guarantees import uniqueness_bound
+from dsc_ops.theory.guarantees import convergence_rate, uniqueness_bound
 
-__all__ = ["DeepCodes", "basis_pursuit", "certified_lista", "dsc_solve", "iterates"]
+__all__ = ["Certificate", "DeepCodes", "basis_pursuit", "certified_lista", "dsc_solve", "iterates"]
 
 METHODS = ("layerwise", "deepest-first")
 
@@ -74,6 +74,26 @@ def _weights(name: str, D: Tensor, W: Tensor | None) -> _Weights:
     return _Weights(W, mu, float(W.abs().max()), float((level - 1).abs().max()))
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """The constants of ||x_k - x*||_2 <= s B e^{-rate k} + C delta.
+
+    Attributes:
+        mu: coherence of the weights with the dictionary, mu~ for weights in X(D).
+        C_W: their largest entry.
+        rate: c = -ln((2 s - 1) mu).
+        C: 2 s C_W / (1 - (2 s - 1) mu).
+
+    >>> Certificate(mu=0.1, C_W=1.0, rate=0.7, C=4.0).rate
+    0.7
+    """
+
+    mu: float
+    C_W: float
+    rate: float
+    C: float
+
+
 def certified_lista(
     D: Tensor,
     *,
@@ -109,9 +129,10 @@ def certified_lista(
             e_k + 2 s (C_W delta + beta) + (1 + mu~) 2 beta (d - s) (Theorem 3.4, error O(beta)).
 
     Returns:
-        The network (untied, D's dtype and device, y (*, m) to codes (*, d)) and e_1 .. e_K, (iterations,), float64.
-        Both count in the rounding of the network's own arithmetic, at its worst, as noise. Raises ValueError, with the
-        numbers, when s is too large. Source: Li, Feng, Zhou, eq. 7; Chen, Liu, Wang, Yin, Theorem 2.
+        The network (untied, D's dtype and device, y (*, m) to codes (*, d)) and e_1 .. e_K, (iterations,), float64. Its
+        attribute ``certificate`` has the rate c and the constants, a :class:`Certificate`. Thresholds and bounds count
+        in the rounding of the network's own arithmetic, at its worst, as noise. Raises ValueError, with the numbers,
+        when s is too large. Source: Li, Feng, Zhou, eq. 7; Chen, Liu, Wang, Yin, Theorem 2.
 
     >>> D = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]], dtype=torch.float64)
     >>> network, bounds = certified_lista(D, B=2.0, s=1, iterations=60)
@@ -127,7 +148,10 @@ def certified_lista(
     beta = _checks.number(name, "beta", beta, least=0)
     weights = _weights(name, D, W)
     _check_sparsity(name, "s", s, weights.mu)
-    return _network(D, weights, min(s * B, B * D.shape[1]), s, delta, iterations, beta)
+    network, bounds = _network(D, weights, min(s, D.shape[1]) * B, s, delta, iterations, beta)
+    C = 2 * s * weights.largest / (1 - (2 * s - 1) * weights.mu)
+    network.certificate = Certificate(weights.mu, weights.largest, convergence_rate(weights.mu, s), C)
+    return network, bounds
 
 
 def _check_sparsity(name: str, argument: str, s: int, mu: float) -> None:
