@@ -46,6 +46,7 @@ class Settings:
     final_stages: int = 4  # of all layers together, at each of the two smaller learning rates
     weight_rate: float = 1e-3
     scalar_rate: float = 2e-2
+    alista_rate: float = 1e-2  # of ALISTA, which has nothing but scalars
     lam: float = 0.4  # of the start
     test: int = 1000
     lams: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # among which ISTA and FISTA choose
@@ -203,7 +204,8 @@ class LayerwiseLearner(Learner):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         network, settings = self.network, self.settings
         scalars = [*network.log_theta, *network.log_step]
-        groups = [{"params": scalars, "rate": settings.scalar_rate}]
+        rate = settings.alista_rate if network.kind == "ALISTA" else settings.scalar_rate
+        groups = [{"params": scalars, "rate": rate}]
         if len(network.weights):
             groups.append({"params": list(network.weights), "rate": settings.weight_rate})
         return torch.optim.Adam(groups, lr=settings.weight_rate, fused=True)

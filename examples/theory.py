@@ -179,12 +179,20 @@ def failures(settings: FailuresSettings, seed: int, folder: Path) -> dict[str, A
 def benchmark(settings: BenchmarkSettings, seed: int, folder: Path) -> dict[str, Any]:
     from examples import recovery
 
-    return recovery.benchmark(recovery.Settings(**settings.changes), seed, folder)
+    return recovery.benchmark(recovery_settings(settings), seed, folder)
+
+
+def recovery_settings(settings: BenchmarkSettings) -> Any:
+    from examples import recovery
+
+    return recovery.Settings(**settings.changes)
 
 
 def key(step: str, options: argparse.Namespace) -> dict[str, Any]:
     """All that the results of a step depend on, as JSON has it."""
     settings = FAST[step] if options.fast else SETTINGS[step]()
+    if step == "benchmark":
+        settings = recovery_settings(settings)
     return json.loads(json.dumps({"settings": asdict(settings), "seed": options.seed}))
 
 

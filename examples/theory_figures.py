@@ -226,6 +226,7 @@ def benchmark_figure(results: Results) -> Figure:
                 if level in REFERENCE.get(row["kind"], {}) and len(row["nmse"]) == 16:
                     axis.plot(16, REFERENCE[row["kind"]][level], "x", color=colour)
         axis.set(xlabel="layer", ylabel="NMSE, dB")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(level + (" (x: reference numbers)" if level == levels[0] else ""), fontsize=9)
     axes[0].legend(fontsize=6)
     return figure

@@ -156,7 +156,7 @@ def _overlaps(n: int, k: int, s: int, p: int, d: int) -> list[tuple[_Cut, _Cut, 
     cuts = []
     for place in range((n + 2 * p - d * (k - 1) - 1) // s + 1):
         start = place * s - p
-        cuts.append((max(0, -(start // d)), min(k, -((start - n) // d))))
+        cuts.append((max(0, -(start // d)), max(0, min(k, -((start - n) // d)))))
     found = set()
     for one, cut in enumerate(cuts):
         for other, other_cut in enumerate(cuts):
