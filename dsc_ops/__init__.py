@@ -5,7 +5,7 @@ from dsc_ops import _library  # loads the operators: nothing may name them befor
 from dsc_ops import _autograd  # noqa: F401  tells PyTorch their gradients
 
 # isort: on
-from dsc_ops import functional, layers, reference
+from dsc_ops import functional, layers, reference, theory
 from dsc_ops.layers import (
     ConvSoftThreshold,
     ConvSoftThreshold1d,
@@ -27,5 +27,6 @@ __all__ = [
     "functional",
     "layers",
     "reference",
+    "theory",
 ]
 __version__: str = _library.version

@@ -6,7 +6,7 @@ This is no part of the installed package; it runs from a checkout, with the pack
 import sys
 from importlib.util import find_spec
 
-EXTRAS = ("lightning", "matplotlib", "mlxtend", "skimage", "tqdm")
+EXTRAS = ("lightning", "matplotlib", "mlxtend", "scipy", "skimage", "tqdm")
 
 
 def require_extras() -> None:

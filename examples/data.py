@@ -86,8 +86,9 @@ class FreshSeeds(Sampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        # A generator: going on from a checkpoint, Lightning asks for the iterator before it tells the epoch.
         start = self.first + self.epoch * self.length
-        return iter(range(start, start + self.length))
+        yield from range(start, start + self.length)
 
     def __len__(self) -> int:
         return self.length
