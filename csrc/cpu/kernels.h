@@ -185,9 +185,8 @@ struct Correlation {
 // the part of the signal that it meets, with a border for the padding.
 
 constexpr int64_t block_pixels = 96;     // pixels that share a place in a packed code
-constexpr int64_t product_pixels = 48;   // pixels whose products with all atoms stand in the first-level cache
+constexpr int64_t product_pixels = 48;   // pixels whose products with all atoms are computed before they are packed
 constexpr int64_t tile_pixels = 6;      // pixels of a register tile
-constexpr int64_t taps_per_range = 256;  // taps of the weights of a tile of atoms that stay in the first-level cache
 static_assert(block_pixels % product_pixels == 0 && product_pixels % tile_pixels == 0);
 
 DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
@@ -286,7 +285,8 @@ struct PackedBackwardSynthesis {
   PackedCodes<A> grad;  // on its own support
   const A* plane;
   const A* table;
-  A* gradient;  // or null
+  A* gradient;      // or null
+  const A* weight;  // -1 times the same atoms as in PackedAnalysis, where Patches::by_atoms
   PackedCodes<A> result;
   int64_t* used;
 };
@@ -331,6 +331,7 @@ struct Kernels {
   int64_t lanes;
   int64_t tile_vectors;   // of atoms in a register tile of packed_analysis, at most
   int64_t chunk_vectors;  // of a chunk of a table, at most
+  int64_t taps_per_range;  // taps of a tile's weights that are read again and again from the first-level cache
   int64_t (*analysis_scratch)(const Geometry&);
   int64_t (*pixel_list_scratch)(const Geometry&);
   void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);

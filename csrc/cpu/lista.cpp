@@ -364,10 +364,12 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   const Buffer<A> grad_signal(needs[0] ? plan.g.signal_size() : 0);
   if (needs[0]) std::memset(grad_signal.get(), 0, plan.g.signal_size() * sizeof(A));
 
-  // Shares of the weights' gradients: few enough that adding them up costs little.
-  constexpr int64_t most_bytes = int64_t{4} << 20;
+  // Shares of the weights' gradients: few enough that adding them up costs little, as many as there may be threads.
+  constexpr int64_t most_bytes = int64_t{4} << 20, least_shares = 8, most_shares = 32;
   const int64_t table_bytes = plan.g.groups * plan.table_size() * static_cast<int64_t>(sizeof(A));
-  const int64_t count = std::clamp<int64_t>(std::min(s.units(), most_bytes / table_bytes), 1, 32);
+  const int64_t tables = std::max<int64_t>(1, (needs[1] + needs[2]) * table_bytes);
+  const int64_t count =
+      std::max<int64_t>(1, std::min(s.units(), std::clamp<int64_t>(most_bytes / tables, least_shares, most_shares)));
   Shares<A> dictionary_shares(count, needs[1] ? plan.g.groups * plan.table_size() : 0);
   Shares<A> analysis_shares(count, needs[2] ? plan.g.groups * plan.table_size() : 0);
   Shares<double> theta_shares(count, needs[3] ? plan.g.code_channels : 0);
@@ -384,8 +386,8 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
   const Buffer<A> planes = s.planes();
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.units() * plan.plane_size);
-  Buffer<A> negative_dictionary(0);  // only for gradients off a support
-  if (needs[4]) negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
+  Buffer<A> negative_dictionary(0);  // only for gradients off a support, and for dense blocks of wide dictionaries
+  if (needs[4] || plan.patches().by_atoms) negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
   Buffer<A> weight(0);
   int64_t packed_weight = -1;
 
@@ -466,8 +468,8 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       if (on_support)
         s.kernel.packed_backward_synthesis(
             {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u, u), plane.get(),
-             s.dictionary.get() + table, needs[1] ? dictionary_shares.of(share) + table : nullptr, s.part(grad_z, u),
-             used},
+             s.dictionary.get() + table, needs[1] ? dictionary_shares.of(share) + table : nullptr,
+             negative_dictionary.get() + unit.group * s.width() * plan.g.patch(), s.part(grad_z, u), used},
             scratch);
       // x_0 is z_0, and has the part -w in z_1.
       if (everywhere)

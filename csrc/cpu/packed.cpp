@@ -6,7 +6,7 @@
 namespace dsc::cpu {
 namespace {
 
-// Enough units for as many threads, as long as each has some work to do (products of a signal value and an atom's).
+// Enough units for as many threads, as long as each has so many multiplications to do and so many pixels.
 constexpr int64_t most_units = 32, least_products = int64_t{1} << 21, least_pixels = 2 * block_pixels;
 
 // A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.
@@ -67,10 +67,12 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
                    row % image_rows * g.stride_h * channels);
   }
 
-  // Vectors of a chunk with which all atoms of a table and of its gradient stay in the cache.
-  const int64_t affordable = cache_bytes / (2 * g.group_code_channels() * vector * value_size);
-  by_atoms_ = affordable < std::min<int64_t>(4, vectors());
-  const int64_t most = by_atoms_ ? chunk_vectors - chunk_vectors % 2 : std::min(affordable, chunk_vectors);
+  // Bytes of each atom of a chunk with which all atoms of a table and of its gradient stay in the cache. Where that is
+  // less than this, too little work is done for a non-zero at a time: then atom by atom, with registers for two chunks.
+  constexpr int64_t least_bytes = 128;
+  const int64_t vector_bytes = vector * value_size, affordable = cache_bytes / (2 * g.group_code_channels());
+  by_atoms_ = affordable < std::min(least_bytes, vectors() * vector_bytes);
+  const int64_t most = by_atoms_ ? chunk_vectors - 1 : std::clamp<int64_t>(affordable / vector_bytes, 1, chunk_vectors);
   const int64_t chunks = (vectors() + most - 1) / most;
   for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
 }
@@ -157,10 +159,10 @@ Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accum
   A* out = packed.get();
   for (int64_t group = 0; group < plan.g.groups; ++group) {
     const T* const in = weight + group * atoms * patch;
-    for (int64_t from = 0; from < patch; from += taps_per_range)
+    for (int64_t from = 0; from < patch; from += k.taps_per_range)
       for (int64_t first = 0; first < width;) {
         const int64_t tile = tile_vectors_of(k.tile_vectors, (width - first) / k.lanes) * k.lanes;
-        for (int64_t j = from; j < std::min(patch, from + taps_per_range); ++j)
+        for (int64_t j = from; j < std::min(patch, from + k.taps_per_range); ++j)
           for (int64_t m = first; m < first + tile; ++m)
             *out++ = m < atoms ? scale * load(in[m * patch + plan.tap[j]]) : A(0);
         first += tile;

@@ -19,12 +19,16 @@ namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
 
 #if defined(__AVX512F__)
-constexpr int64_t tile_vectors = 4;  // 6 x 4 accumulators of the 32 registers
+constexpr int64_t tile_vectors = 4;   // 6 x 4 accumulators of the 32 registers
 constexpr int64_t chunk_vectors = 8;
 #else
-constexpr int64_t tile_vectors = 2;  // 6 x 2 accumulators of the 16 registers
+constexpr int64_t tile_vectors = 2;   // 6 x 2 accumulators of the 16 registers
 constexpr int64_t chunk_vectors = 7;  // a sum and a patch of 7 each
 #endif
+constexpr int64_t taps_per_range = 16384 / (tile_vectors * vector_bytes);
+
+// Share of non-zeros above which a block of a wide dictionary is worked on as if it had no zeros (measured).
+constexpr double dense_share = 0.3;
 
 // --- vectors and bits -----------------------------------------------------------------------------------------------
 
@@ -258,8 +262,9 @@ struct Picker {
 // them.
 template <typename A>
 struct Workspace {
-  int64_t width, stride;  // of a row of atoms, of a patch
-  A *rows, *values, *patches, *products, *chunk;
+  // Of a row of atoms, of a row in `dense`, so long that not all rows fall into the same sets of a cache, of a patch.
+  int64_t width, dense_width, stride;
+  A *rows, *values, *patches, *products, *chunk, *dense;
   LaneMask<A>* masks;            // of the vectors of a patch: all bits set for its own lanes
   // The non-zeros of a block, atom by atom: where those of each atom begin, and the end; of each its pixel, and its
   // place among the values of the block, which go pixel by pixel; and two numbers for each.
@@ -277,17 +282,20 @@ struct Workspace {
     return align((block_pixels * vectors + 2) * Vector<A>::lanes * sizeof(A));
   }
   static int64_t size(int64_t atoms, int64_t vectors) {
-    return 2 * row_bytes(atoms) + 2 * patch_bytes(vectors) + patch_bytes(chunk_vectors) + align(vectors * sizeof(LaneMask<A>)) +
+    return 2 * row_bytes(atoms) + row_bytes(row_atoms<A>(atoms) + Vector<A>::lanes) + 2 * patch_bytes(vectors) + patch_bytes(chunk_vectors) + align(vectors * sizeof(LaneMask<A>)) +
            align((atoms + 2) * sizeof(int32_t)) + align(block_pixels * sizeof(int32_t)) +
            3 * align(block_pixels * atoms * sizeof(int32_t)) +
            2 * align((block_pixels * atoms + Vector<A>::lanes) * sizeof(A));
   }
 
   Workspace(int64_t group_atoms, int64_t vectors, char* memory)
-      : width(row_atoms<A>(group_atoms)), stride(vectors * Vector<A>::lanes) {
+      : width(row_atoms<A>(group_atoms)),
+        dense_width(width + Vector<A>::lanes),
+        stride(vectors * Vector<A>::lanes) {
     rows = reinterpret_cast<A*>(memory);
     values = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
-    patches = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
+    dense = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
+    patches = reinterpret_cast<A*>(memory += row_bytes(dense_width));
     products = reinterpret_cast<A*>(memory += patch_bytes(vectors));
     chunk = reinterpret_cast<A*>(memory += patch_bytes(vectors));
     masks = reinterpret_cast<LaneMask<A>*>(memory += patch_bytes(chunk_vectors));
@@ -453,8 +461,8 @@ DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const
 
 // --- synthesis ------------------------------------------------------------------------------------------------------
 
-// Adds to each pixel's patch the sum over its non-zeros of value * atom. The non-zeros come from the masks, or, where
-// these have several words or are read for many chunks, from the workspace's list.
+// Adds to each pixel's patch the sum over its non-zeros of value * atom. The non-zeros come from the masks, or from the
+// workspace's list, which is faster where masks have several words and tables many chunks: where backward goes by atoms.
 template <bool listed, typename A>
 struct SumAtoms {
   const Workspace<A>& work;
@@ -494,14 +502,78 @@ struct SumAtoms {
   }
 };
 
-// plane += the sum over the block's non-zeros of value * atom. Where backward goes by atoms, the list by pixels stays
-// in the workspace.
+// The same from dense rows: four pixels and half of a chunk at a time.
+template <typename A>
+struct SumAllAtoms {
+  const Workspace<A>& work;
+  const int64_t* vector;
+  const A* table;
+  Block<A> sums;
+  int64_t pixels, atoms;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    constexpr int half = (vectors + 1) / 2;
+    for (int64_t p = 0; p < pixels; p += 4) {
+      add<vectors, half>(offset, p, first, 0);
+      if constexpr (vectors > half) add<vectors, vectors - half>(offset, p, first, half);
+    }
+  }
+
+  template <int vectors, int part>
+  DSC_HOST_DEVICE void add(int64_t offset, int64_t p, int64_t first, int64_t from) const {
+    using V = Lanes<A>;
+    const A* x[4];
+    for (int i = 0; i < 4; ++i) x[i] = work.dense + (p + i < pixels ? p + i : p) * work.dense_width;
+    const V* row = reinterpret_cast<const V*>(table + offset) + from;
+    V sum[4][part] = {};
+    for (int64_t m = 0; m < atoms; ++m, row += vectors) {
+      V r[part];
+#pragma GCC unroll 8
+      for (int v = 0; v < part; ++v) r[v] = row[v];
+#pragma GCC unroll 8
+      for (int i = 0; i < 4; ++i) {
+        const A value = x[i][m];
+#pragma GCC unroll 8
+        for (int v = 0; v < part; ++v) sum[i][v] += value * r[v];
+      }
+    }
+    for (int64_t i = 0; i < 4 && p + i < pixels; ++i) {
+      A* const patch = sums.memory + sums.base[p + i];
+#pragma GCC unroll 8
+      for (int v = 0; v < part; ++v)
+        *reinterpret_cast<V*>(patch + vector[first + from + v]) += masked<A>(sum[i][v], work.masks[first + from + v]);
+    }
+  }
+};
+
+// work.dense = scale * the values of a block.
+template <typename A>
+DSC_HOST_DEVICE void make_dense(const uint8_t* support, int64_t bytes, const A* values, int64_t pixels, A scale,
+                                const Workspace<A>& work) {
+  Reader<A> reader{support, values};
+  A* row = work.dense;
+  for (int64_t t = 0; t < pixels; ++t, row += work.dense_width, reader.mask += bytes)
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
+      reinterpret_cast<Lanes<A>*>(row)[v] = scale * reader.next(v);
+}
+
+template <typename A>
+DSC_HOST_DEVICE bool is_dense(const Patches& patches, int64_t count, int64_t pixels, int64_t atoms) {
+  return patches.by_atoms && static_cast<double>(count) > dense_share * static_cast<double>(pixels * atoms);
+}
+
+// plane += the sum over the block's non-zeros of value * atom. Where backward goes by atoms, the list by pixels, or the
+// dense rows, stay in the workspace.
 template <typename A>
 DSC_HOST_DEVICE void add_block(const Patches& patches, const uint8_t* support, int64_t bytes, const A* values,
-                               const A* table, A* plane, const int64_t* base, int64_t pixels, int64_t atoms,
+                               int64_t count, const A* table, A* plane, const int64_t* base, int64_t pixels, int64_t atoms,
                                const Workspace<A>& work) {
   const Block<A> sums = products_for(patches, plane, base, pixels, work);
-  if (patches.by_atoms) {
+  if (is_dense<A>(patches, count, pixels, atoms)) {
+    make_dense(support, bytes, values, pixels, A(1), work);
+    for_each_chunk<A>(patches, atoms, SumAllAtoms<A>{work, patches.vector, table, sums, pixels, atoms});
+  } else if (patches.by_atoms) {
     list_by_pixels(support, bytes, pixels, work);
     for_each_chunk<A>(patches, atoms,
                       SumAtoms<true, A>{work, patches.vector, support, bytes, values, table, sums, pixels});
@@ -520,8 +592,9 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t first = block * block_pixels;
     if (p.codes.places[block].count > 0)
-      add_block(p.patches, p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first, p.table,
-                p.plane, p.base + first, block_size(p.pixels, block), p.atoms, work);
+      add_block(p.patches, p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
+                p.codes.places[block].count, p.table, p.plane, p.base + first, block_size(p.pixels, block), p.atoms,
+                work);
   }
 }
 
@@ -776,6 +849,41 @@ struct GradientByAtoms {
   }
 };
 
+// The same from dense rows, two atoms at a time.
+template <typename A>
+struct GradientOfAllAtoms {
+  const Workspace<A>& work;
+  const int64_t* vector;
+  A* gradient;
+  Block<const A> patches;
+  int64_t pixels, atoms;
+
+  template <int vectors>
+  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    using V = Lanes<A>;
+    copy_chunk<vectors>(patches, vector + first, work.masks + first, pixels, work.chunk);
+    V* const out = reinterpret_cast<V*>(gradient + offset);
+    for (int64_t m = 0; m < atoms; m += 2) {
+      const int64_t second = m + 1 < atoms ? 1 : 0;
+      const V* patch = reinterpret_cast<const V*>(work.chunk);
+      const A* g = work.dense + m;
+      V sum[2][vectors] = {};
+      for (int64_t t = 0; t < pixels; ++t, patch += vectors, g += work.dense_width) {
+        const A one = g[0], other = g[second];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+          const V p = patch[v];
+          sum[0][v] += one * p;
+          sum[1][v] += other * p;
+        }
+      }
+      for (int64_t i = 0; i <= second; ++i)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) out[(m + i) * vectors + v] += sum[i][v];
+    }
+  }
+};
+
 template <typename A>
 void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch) {
   Workspace<A> work(p.atoms, p.patches.vectors, scratch);
@@ -801,7 +909,7 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     }
     if (!p.plane) continue;
     if (!p.gradient || p.patches.by_atoms) {
-      add_block(p.patches, support, bytes, grad, p.table, p.plane, base, pixels, p.atoms, work);
+      add_block(p.patches, support, bytes, grad, count, p.table, p.plane, base, pixels, p.atoms, work);
     } else {
       const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
       for_each_chunk<A>(p.patches, p.atoms,
@@ -810,10 +918,15 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
       add_products(p.patches, p.plane, base, pixels, work);
     }
     if (p.gradient && p.patches.by_atoms) {
-      list_by_atoms(pixels, p.atoms, grad, work);
-      for_each_chunk<A>(p.patches, p.atoms,
-                        GradientByAtoms<A>{work, p.patches.vector, p.gradient,
-                                           patches_of(p.patches, p.residual, base, pixels, work), pixels, p.atoms});
+      const Block<const A> patches = patches_of(p.patches, p.residual, base, pixels, work);
+      if (is_dense<A>(p.patches, count, pixels, p.atoms)) {
+        for_each_chunk<A>(p.patches, p.atoms,
+                          GradientOfAllAtoms<A>{work, p.patches.vector, p.gradient, patches, pixels, p.atoms});
+      } else {
+        list_by_atoms(pixels, p.atoms, grad, work);
+        for_each_chunk<A>(p.patches, p.atoms,
+                          GradientByAtoms<A>{work, p.patches.vector, p.gradient, patches, pixels, p.atoms});
+      }
     }
   }
 }
@@ -921,16 +1034,29 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
     if (count > 0) {
-      // The gradient of u, moved from the support of the step's result to that of its start.
+      // The gradient of u, moved from the support of the step's result to that of its start; with the dense products
+      // where the block takes those.
+      const bool dense = is_dense<A>(p.patches, count, pixels, p.atoms);
       Reader<A> reader{p.grad.masks + first * bytes, p.grad.values + p.grad.places[block].first};
       Picker<A> picker{p.codes.masks + first * bytes, work.values};
-      for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes, picker.mask += bytes)
-        for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) picker.add(v, reader.next(v));
+      for (int64_t from = 0; from < pixels; from += product_pixels) {
+        const int64_t part = pixels - from < product_pixels ? pixels - from : product_pixels;
+        if (dense) multiply_block(p.patches, p.weight, p.plane, p.base + first + from, part, work);
+        const Lanes<A>* row = reinterpret_cast<const Lanes<A>*>(work.rows);
+        for (int64_t t = 0; t < part; ++t, reader.mask += bytes, picker.mask += bytes)
+          for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row)
+            picker.add(v, dense ? reader.next(v) + *row : reader.next(v));
+      }
       const uint8_t* const support = p.codes.masks + first * bytes;
       const A* const values = p.codes.values + p.codes.places[block].first;
       const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
       const int64_t* const vector = p.patches.vector;
-      if (p.patches.by_atoms) {
+      if (dense) {
+        make_dense(support, bytes, values, pixels, A(-1), work);
+        if (p.gradient)
+          for_each_chunk<A>(p.patches, p.atoms,
+                            GradientOfAllAtoms<A>{work, vector, p.gradient, patches, pixels, p.atoms});
+      } else if (p.patches.by_atoms) {
         list_by_pixels(support, bytes, pixels, work);
         list_by_atoms(pixels, p.atoms, values, work);
         for (int64_t i = 0; i < count; ++i) work.result[i] = A(0);

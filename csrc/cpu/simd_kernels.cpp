@@ -21,6 +21,7 @@ constexpr Kernels<T> make_kernels() {
           Vector<accumulate_t<T>>::lanes,
           tile_vectors,
           chunk_vectors,
+          taps_per_range,
           analysis_scratch<T>,
           pixel_list_scratch<T>,
           soft_threshold_tasks<T>,
