@@ -222,9 +222,7 @@ def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, g
 
 
 @torch.library.register_fake("dsc_ops::lista_backward")
-def _(
-    grad, tape, y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, needs
-):
+def _(grad, tape, y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, needs):
     full = (y.shape, dictionary.shape, analysis.shape, theta.shape, grad.shape)
     return tuple(y.new_empty(shape if need else 0) for shape, need in zip(full, needs, strict=True))
 

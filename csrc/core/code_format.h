@@ -1,9 +1,9 @@
 // A packed sparse code: how codes live between the iterations of lista, and on the tape that backward reads.
 //
-// Per code pixel and group of atoms a mask of one bit per atom, in bytes, the lowest bit of the first byte first, padded
-// to whole 64-bit words; per block of pixels the values of the non-zeros, contiguous, pixel after pixel, in rising order
-// of atoms. Blocks stand anywhere in an arena of values: a place says where. Pixels are counted group by group, image
-// by image, row by row.
+// Per code pixel and group of atoms a mask of one bit per atom, in bytes, the lowest bit of the first byte first,
+// padded to whole 64-bit words; per block of pixels the values of the non-zeros, contiguous, pixel after pixel, in
+// rising order of atoms. Blocks stand anywhere in an arena of values: a place says where. Pixels are counted group by
+// group, image by image, row by row.
 //
 // The tape of K iterations is one piece of memory, sized for the worst case and touched only as far as codes have
 // non-zeros, so its size follows from shapes alone:

@@ -184,8 +184,8 @@ struct Correlation {
 // A kernel works on a unit: consecutive code pixels of one group, whose patches lie in a plane, the unit's own copy of
 // the part of the signal that it meets, with a border for the padding.
 
-constexpr int64_t block_pixels = 96;     // pixels that share a place in a packed code
-constexpr int64_t product_pixels = 48;   // pixels whose products with all atoms are computed before they are packed
+constexpr int64_t block_pixels = 96;    // pixels that share a place in a packed code
+constexpr int64_t product_pixels = 48;  // pixels whose products with all atoms are computed before they are packed
 constexpr int64_t tile_pixels = 6;      // pixels of a register tile
 static_assert(block_pixels % product_pixels == 0 && product_pixels % tile_pixels == 0);
 
@@ -194,8 +194,8 @@ DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + 
 // Where the patch of a code pixel lies in a plane, and the tables of atoms that are as long as a patch.
 //
 // A patch is `segments` runs of `length` contiguous values. For the sparse products it is a row of `vectors` vectors:
-// each run in vectors of its own, read where it lies, or, where that would waste too many lanes, all runs copied side by
-// side first. A table has atoms in the same order, cut into chunks: [chunk][atom][vectors of the chunk].
+// each run in vectors of its own, read where it lies, or, where that would waste too many lanes, all runs copied side
+// by side first. A table has atoms in the same order, cut into chunks: [chunk][atom][vectors of the chunk].
 struct Patches {
   int64_t segments, length;
   int64_t size;            // segments * length
@@ -329,8 +329,8 @@ struct Kernels {
   int64_t tile_atoms;
   int64_t pixels_per_task;
   int64_t lanes;
-  int64_t tile_vectors;   // of atoms in a register tile of packed_analysis, at most
-  int64_t chunk_vectors;  // of a chunk of a table, at most
+  int64_t tile_vectors;    // of atoms in a register tile of packed_analysis, at most
+  int64_t chunk_vectors;   // of a chunk of a table, at most
   int64_t taps_per_range;  // taps of a tile's weights that are read again and again from the first-level cache
   int64_t (*analysis_scratch)(const Geometry&);
   int64_t (*pixel_list_scratch)(const Geometry&);

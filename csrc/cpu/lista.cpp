@@ -93,8 +93,8 @@ PackedCodes<A> part_of(const PackedCodes<A>& codes, const Plan& plan, const Unit
   return {codes.masks ? codes.masks + plan.pixel(unit) * bytes : nullptr, codes.places + unit.block, codes.values};
 }
 
-// Whether every place lies in the arena of `capacity` values and has as many values as its masks have bits: what memory safety needs of a
-// tape that came from outside.
+// Whether every place lies in the arena of `capacity` values and has as many values as its masks have bits: what memory
+// safety needs of a tape that came from outside.
 template <typename A>
 bool well_formed(const PackedCodes<A>& codes, int64_t capacity, const Plan& plan, const Unit& unit) {
   const int64_t atoms = plan.g.group_code_channels(), bytes = mask_bytes(atoms);
@@ -174,9 +174,8 @@ struct Solver {
     if (!p.x0) return;
     int64_t* const used = start_storage.emplace(plan).restart();
     start = start_storage->codes();
-    for_each_unit<T>(plan, [&](int64_t u, char* scratch) {
-      from_dense(u, data<const T>(*p.x0), nullptr, start, used, scratch);
-    });
+    for_each_unit<T>(
+        plan, [&](int64_t u, char* scratch) { from_dense(u, data<const T>(*p.x0), nullptr, start, used, scratch); });
   }
 
   Codes part(const Codes& codes, int64_t u) const { return part_of(codes, plan, plan.units[u]); }
@@ -229,20 +228,20 @@ struct Solver {
     const Unit& unit = plan.units[u];
     theta += unit.group * width();
     const bool nonnegative = std::all_of(theta, theta + width(), [](A value) { return value >= 0; });
-    kernel.packed_analysis({unit.pixels, atoms(), plan.base.data(), plan.patches(), plane,
-                            weight + unit.group * width() * plan.g.patch(), theta, one_sided, nonnegative,
-                            part(start_codes, u), part(codes, u), used},
-                           scratch);
+    kernel.packed_analysis(
+        {unit.pixels, atoms(), plan.base.data(), plan.patches(), plane, weight + unit.group * width() * plan.g.patch(),
+         theta, one_sided, nonnegative, part(start_codes, u), part(codes, u), used},
+        scratch);
   }
 
   // dense = scale (start + A_W(plane)), or added to it
-  void analyze_dense(int64_t u, const A* plane, const A* weight, const Codes& start_codes, A scale, bool add,
-                     T* dense, char* scratch) const {
+  void analyze_dense(int64_t u, const A* plane, const A* weight, const Codes& start_codes, A scale, bool add, T* dense,
+                     char* scratch) const {
     const Unit& unit = plan.units[u];
     const int64_t pixels = plan.g.code_pixels();
     kernel.dense_analysis({unit.pixels, atoms(), unit.first, pixels, plan.g.code_channels * pixels, plan.base.data(),
-                           plan.patches(), plane, weight + unit.group * width() * plan.g.patch(),
-                           part(start_codes, u), scale, add, dense + unit.group * atoms() * pixels},
+                           plan.patches(), plane, weight + unit.group * width() * plan.g.patch(), part(start_codes, u),
+                           scale, add, dense + unit.group * atoms() * pixels},
                           scratch);
   }
 };
@@ -298,11 +297,11 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
                                      const Sizes& dilation, int64_t groups, bool one_sided, bool keep_tape) {
   const Problem p(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups);
   const Tensor codes = torch::stable::new_empty(y, p.code_sizes);
-  const int64_t bytes = visit_dtype(y, [&](auto zero) {
-    return TapeLayout(p.geometry, p.iterations, sizeof(accumulate_t<decltype(zero)>)).bytes;
-  });
+  const int64_t bytes = visit_dtype(
+      y, [&](auto zero) { return TapeLayout(p.geometry, p.iterations, sizeof(accumulate_t<decltype(zero)>)).bytes; });
   const Tensor tape = torch::stable::new_empty(y, {keep_tape ? bytes : 0}, ScalarType::Byte);
-  // Equal calls give equal tapes where that costs nothing: tools that compare all results of an operator use small ones.
+  // Equal calls give equal tapes where that costs nothing: tools that compare all results of an operator use small
+  // ones.
   use_large_pages(data<char>(codes), codes.numel() * static_cast<int64_t>(codes.element_size()));
   if (keep_tape) use_large_pages(data<char>(tape), bytes);
   if (keep_tape && bytes <= 65536) std::memset(data<char>(tape), 0, bytes);
@@ -387,7 +386,8 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   const Buffer<A> planes = s.planes();
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.units() * plan.plane_size);
   Buffer<A> negative_dictionary(0);  // only for gradients off a support, and for dense blocks of wide dictionaries
-  if (needs[4] || plan.patches().by_atoms) negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
+  if (needs[4] || plan.patches().by_atoms)
+    negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
   Buffer<A> weight(0);
   int64_t packed_weight = -1;
 
@@ -440,8 +440,8 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       if (plane) std::memset(plane, 0, plan.plane_size * sizeof(A));
       const int64_t table = unit.group * plan.table_size();
       s.kernel.packed_backward_analysis(
-          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(next, u), s.part(grad_u, u),
-           residual.get(), weight.get() + table, needs[2] ? analysis_shares.of(share) + table : nullptr,
+          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(next, u), s.part(grad_u, u), residual.get(),
+           weight.get() + table, needs[2] ? analysis_shares.of(share) + table : nullptr,
            needs[3] ? theta_shares.of(share) + unit.group * s.atoms() : nullptr, plane},
           scratch);
     });

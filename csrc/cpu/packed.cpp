@@ -63,8 +63,7 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
   plane_size = padded(images * plane_image + 2 * vector, vector);
   for (int64_t p = 0; p < most_pixels; ++p) {
     const int64_t w = p % g.code_w, row = p / g.code_w, image_rows = images > 1 ? g.code_h : most_pixels;
-    base.push_back(row / image_rows * plane_image + w * g.stride_w * column +
-                   row % image_rows * g.stride_h * channels);
+    base.push_back(row / image_rows * plane_image + w * g.stride_w * column + row % image_rows * g.stride_h * channels);
   }
 
   // Bytes of each atom of a chunk with which all atoms of a table and of its gradient stay in the cache. Where that is
@@ -233,10 +232,10 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
     }
 }
 
-#define DSC_INSTANTIATE(T)                                                                    \
-  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                          \
-  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                        \
-  template Buffer<accumulate_t<T>> analysis_weight(const Plan&, const T*, accumulate_t<T>);   \
+#define DSC_INSTANTIATE(T)                                                                  \
+  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                        \
+  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                      \
+  template Buffer<accumulate_t<T>> analysis_weight(const Plan&, const T*, accumulate_t<T>); \
   template Buffer<accumulate_t<T>> atom_table(const Plan&, const T*);
 DSC_INSTANTIATE(float)
 DSC_INSTANTIATE(double)

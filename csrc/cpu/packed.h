@@ -14,12 +14,12 @@ namespace dsc::cpu {
 
 struct Unit {
   int64_t group;
-  int64_t first, pixels;        // code pixels [first, first + pixels) of the group's batch x code pixels
-  int64_t block;                // its first place in a packed code
-  int64_t image, images;        // which images they lie in
-  int64_t strip, strips;        // of each image
-  int64_t row;                  // padded signal row of the plane's first row
-  int64_t own_from, own_to;     // signal rows that are this unit's to write
+  int64_t first, pixels;     // code pixels [first, first + pixels) of the group's batch x code pixels
+  int64_t block;             // its first place in a packed code
+  int64_t image, images;     // which images they lie in
+  int64_t strip, strips;     // of each image
+  int64_t row;               // padded signal row of the plane's first row
+  int64_t own_from, own_to;  // signal rows that are this unit's to write
 };
 
 class Plan {
@@ -29,20 +29,23 @@ class Plan {
 
   Geometry g;  // a signal of one axis turned so that it lies along h
   std::vector<Unit> units;
-  int64_t group_pixels;   // code pixels of a group: batch x code_h x code_w
-  int64_t blocks;         // places of a packed code
+  int64_t group_pixels;                                       // code pixels of a group: batch x code_h x code_w
+  int64_t blocks;                                             // places of a packed code
   int64_t plane_w, plane_h, column, plane_image, plane_size;  // sizes and strides of a plane, in values
-  int64_t group_signal;   // values of a group in a compact image
-  int64_t stride;         // of an atom in a table
-  std::vector<int64_t> base;  // of each pixel of the largest unit in its plane
+  int64_t group_signal;                                       // values of a group in a compact image
+  int64_t stride;                                             // of an atom in a table
+  std::vector<int64_t> base;                                  // of each pixel of the largest unit in its plane
   // Where the j-th value of a patch, in the order of its segments, stands in a weight (C/groups, kh, kw); and where the
   // j-th value of an atom in a table does, below 0 for none.
   std::vector<int64_t> tap, table_tap;
 
   Patches patches() const {
     const auto count = [](const std::vector<int64_t>& v) { return static_cast<int64_t>(v.size()); };
-    return {count(segment_), g.patch() / count(segment_), g.patch(), segment_.data(), count(vector_), copied_,
-            vector_.data(), count(chunks_), chunks_.data(), by_atoms_};
+    return {count(segment_), g.patch() / count(segment_),
+            g.patch(),       segment_.data(),
+            count(vector_),  copied_,
+            vector_.data(),  count(chunks_),
+            chunks_.data(),  by_atoms_};
   }
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Where the unit's pixels begin among all pixels of all groups.

@@ -19,7 +19,7 @@ namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
 
 #if defined(__AVX512F__)
-constexpr int64_t tile_vectors = 4;   // 6 x 4 accumulators of the 32 registers
+constexpr int64_t tile_vectors = 4;  // 6 x 4 accumulators of the 32 registers
 constexpr int64_t chunk_vectors = 8;
 #else
 constexpr int64_t tile_vectors = 2;   // 6 x 2 accumulators of the 16 registers
@@ -28,7 +28,7 @@ constexpr int64_t chunk_vectors = 7;  // a sum and a patch of 7 each
 constexpr int64_t taps_per_range = 16384 / (tile_vectors * vector_bytes);
 
 // Share of non-zeros above which a block of a wide dictionary is worked on as if it had no zeros (measured).
-constexpr double dense_share = 0.3;
+constexpr double dense_share = 0.4;
 
 // --- vectors and bits -----------------------------------------------------------------------------------------------
 
@@ -258,14 +258,14 @@ struct Picker {
 
 // --- blocks of pixels -----------------------------------------------------------------------------------------------
 
-// Working memory of one thread: rows of atoms for a block of pixels, and copies of patches and of what is to be added to
-// them.
+// Working memory of one thread: rows of atoms for a block of pixels, and copies of patches and of what is to be added
+// to them.
 template <typename A>
 struct Workspace {
   // Of a row of atoms, of a row in `dense`, so long that not all rows fall into the same sets of a cache, of a patch.
   int64_t width, dense_width, stride;
   A *rows, *values, *patches, *products, *chunk, *dense;
-  LaneMask<A>* masks;            // of the vectors of a patch: all bits set for its own lanes
+  LaneMask<A>* masks;  // of the vectors of a patch: all bits set for its own lanes
   // The non-zeros of a block, atom by atom: where those of each atom begin, and the end; of each its pixel, and its
   // place among the values of the block, which go pixel by pixel; and two numbers for each.
   int32_t *first_entry, *entry_pixel, *entry_value;
@@ -282,16 +282,14 @@ struct Workspace {
     return align((block_pixels * vectors + 2) * Vector<A>::lanes * sizeof(A));
   }
   static int64_t size(int64_t atoms, int64_t vectors) {
-    return 2 * row_bytes(atoms) + row_bytes(row_atoms<A>(atoms) + Vector<A>::lanes) + 2 * patch_bytes(vectors) + patch_bytes(chunk_vectors) + align(vectors * sizeof(LaneMask<A>)) +
-           align((atoms + 2) * sizeof(int32_t)) + align(block_pixels * sizeof(int32_t)) +
-           3 * align(block_pixels * atoms * sizeof(int32_t)) +
+    return 2 * row_bytes(atoms) + row_bytes(row_atoms<A>(atoms) + Vector<A>::lanes) + 2 * patch_bytes(vectors) +
+           patch_bytes(chunk_vectors) + align(vectors * sizeof(LaneMask<A>)) + align((atoms + 2) * sizeof(int32_t)) +
+           align(block_pixels * sizeof(int32_t)) + 3 * align(block_pixels * atoms * sizeof(int32_t)) +
            2 * align((block_pixels * atoms + Vector<A>::lanes) * sizeof(A));
   }
 
   Workspace(int64_t group_atoms, int64_t vectors, char* memory)
-      : width(row_atoms<A>(group_atoms)),
-        dense_width(width + Vector<A>::lanes),
-        stride(vectors * Vector<A>::lanes) {
+      : width(row_atoms<A>(group_atoms)), dense_width(width + Vector<A>::lanes), stride(vectors * Vector<A>::lanes) {
     rows = reinterpret_cast<A*>(memory);
     values = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
     dense = reinterpret_cast<A*>(memory += row_bytes(group_atoms));
@@ -428,8 +426,7 @@ DSC_HOST_DEVICE void add_products(const Patches& patches, A* plane, const int64_
     const A* in = work.products + p * work.stride;
     for (int64_t s = 0; s < patches.segments; ++s, in += patches.length) {
       A* const out = plane + base[p] + patches.segment[s];
-      for (int64_t i = 0; i < whole; i += lanes)
-        *reinterpret_cast<V*>(out + i) += *reinterpret_cast<const V*>(in + i);
+      for (int64_t i = 0; i < whole; i += lanes) *reinterpret_cast<V*>(out + i) += *reinterpret_cast<const V*>(in + i);
       if (whole < patches.length)
         *reinterpret_cast<V*>(out + whole) += masked<A>(*reinterpret_cast<const V*>(in + whole), mask);
     }
@@ -442,8 +439,8 @@ DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const
   for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++]) {
     const int64_t offset = atoms * first * Vector<A>::lanes;
     switch (patches.chunk_vectors[c]) {
-#define DSC_CHUNK(n)                                                       \
-  case n:                                                                  \
+#define DSC_CHUNK(n)                                                    \
+  case n:                                                               \
     if constexpr (n <= chunk_vectors) f.template run<n>(offset, first); \
     break;
       DSC_CHUNK(1)
@@ -462,7 +459,8 @@ DSC_HOST_DEVICE void for_each_chunk(const Patches& patches, int64_t atoms, const
 // --- synthesis ------------------------------------------------------------------------------------------------------
 
 // Adds to each pixel's patch the sum over its non-zeros of value * atom. The non-zeros come from the masks, or from the
-// workspace's list, which is faster where masks have several words and tables many chunks: where backward goes by atoms.
+// workspace's list, which is faster where masks have several words and tables many chunks: where backward goes by
+// atoms.
 template <bool listed, typename A>
 struct SumAtoms {
   const Workspace<A>& work;
@@ -567,8 +565,8 @@ DSC_HOST_DEVICE bool is_dense(const Patches& patches, int64_t count, int64_t pix
 // dense rows, stay in the workspace.
 template <typename A>
 DSC_HOST_DEVICE void add_block(const Patches& patches, const uint8_t* support, int64_t bytes, const A* values,
-                               int64_t count, const A* table, A* plane, const int64_t* base, int64_t pixels, int64_t atoms,
-                               const Workspace<A>& work) {
+                               int64_t count, const A* table, A* plane, const int64_t* base, int64_t pixels,
+                               int64_t atoms, const Workspace<A>& work) {
   const Block<A> sums = products_for(patches, plane, base, pixels, work);
   if (is_dense<A>(patches, count, pixels, atoms)) {
     make_dense(support, bytes, values, pixels, A(1), work);
@@ -633,7 +631,8 @@ DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64
     for (int v = 0; v < vectors; ++v) *reinterpret_cast<V*>(u + t * width + v * lanes) = sum[t][v];
 }
 
-// work.rows = A_W of up to product_pixels pixels. The weights are packed [range of taps][tile of atoms][tap][atom in the tile].
+// work.rows = A_W of up to product_pixels pixels. The weights are packed [range of taps][tile of atoms][tap][atom in
+// the tile].
 template <typename A>
 DSC_HOST_DEVICE void multiply_block(const Patches& patches, const A* weight, const A* plane, const int64_t* base,
                                     int64_t pixels, const Workspace<A>& work) {
@@ -673,8 +672,7 @@ template <typename A>
 DSC_HOST_DEVICE void add_codes(Reader<A>& reader, int64_t bytes, int64_t pixels, const Workspace<A>& work) {
   A* row = work.rows;
   for (int64_t t = 0; t < pixels; ++t, row += work.width, reader.mask += bytes)
-    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
-      reinterpret_cast<Lanes<A>*>(row)[v] += reader.next(v);
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) reinterpret_cast<Lanes<A>*>(row)[v] += reader.next(v);
 }
 
 // Packs T of the rows of as many pixels; returns the place after their values.
@@ -967,7 +965,7 @@ struct DotAtoms {
         for (int v = 1; v < vectors; ++v) dot += patch[v] * row[v];
         if (with_gradient) {
           V* const out = reinterpret_cast<V*>(gradient_chunk + atom * (vectors * Vector<A>::lanes));
-            const A scale = *value++;
+          const A scale = *value++;
 #pragma GCC unroll 8
           for (int v = 0; v < vectors; ++v) out[v] -= scale * patch[v];
         }
@@ -1068,11 +1066,13 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
                             DotByAtoms<false, A>{work, vector, p.table, nullptr, patches, pixels, p.atoms});
         for (int64_t i = 0; i < count; ++i) work.values[work.entry_value[i]] -= work.result[i];
       } else if (p.gradient) {
-        for_each_chunk<A>(p.patches, p.atoms, DotAtoms<true, A>{work.masks, vector, support, bytes, values, work.values,
-                                                                p.table, p.gradient, patches, pixels});
+        for_each_chunk<A>(p.patches, p.atoms,
+                          DotAtoms<true, A>{work.masks, vector, support, bytes, values, work.values, p.table,
+                                            p.gradient, patches, pixels});
       } else {
-        for_each_chunk<A>(p.patches, p.atoms, DotAtoms<false, A>{work.masks, vector, support, bytes, values,
-                                                                 work.values, p.table, nullptr, patches, pixels});
+        for_each_chunk<A>(p.patches, p.atoms,
+                          DotAtoms<false, A>{work.masks, vector, support, bytes, values, work.values, p.table, nullptr,
+                                             patches, pixels});
       }
     }
     keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
