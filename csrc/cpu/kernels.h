@@ -245,8 +245,23 @@ struct PackedAnalysis {
   int64_t* used;
 };
 
+// dense = scale (start + A_W(plane)), added to what stands there or not; where `dense` is as in PackedToDense.
+template <typename T>
+struct DenseAnalysis {
+  using A = accumulate_t<T>;
+  int64_t pixels, atoms, first, image_pixels, image_size;
+  const int64_t* base;
+  Patches patches;
+  const A* plane;
+  const A* weight;
+  PackedCodes<A> start;
+  A scale;
+  bool add;
+  T* dense;
+};
+
 // From the gradient on the support of the codes: gradient += corr(residual, grad), plane += S(grad),
-// grad_theta -= sign(x) grad. What is not wanted is null.
+// grad_theta -= sign(x) grad. What is not wanted is null; no plane, no gradient either.
 template <typename A>
 struct PackedBackwardAnalysis {
   int64_t pixels, atoms;
@@ -331,6 +346,7 @@ struct Kernels {
   int64_t (*workspace_size)(int64_t atoms, int64_t vectors);
   void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);
+  void (*dense_analysis)(const DenseAnalysis<T>&, char* scratch);
   void (*packed_backward_analysis)(const PackedBackwardAnalysis<accumulate_t<T>>&, char* scratch);
   void (*packed_backward_synthesis)(const PackedBackwardSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_combine)(const PackedCombine<accumulate_t<T>>&, char* scratch);

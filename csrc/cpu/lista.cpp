@@ -234,6 +234,17 @@ struct Solver {
                             part(start_codes, u), part(codes, u), used},
                            scratch);
   }
+
+  // dense = scale (start + A_W(plane)), or added to it
+  void analyze_dense(int64_t u, const A* plane, const A* weight, const Codes& start_codes, A scale, bool add,
+                     T* dense, char* scratch) const {
+    const Unit& unit = plan.units[u];
+    const int64_t pixels = plan.g.code_pixels();
+    kernel.dense_analysis({unit.pixels, atoms(), unit.first, pixels, plan.g.code_channels * pixels, plan.base.data(),
+                           plan.patches(), plane, weight + unit.group * width() * plan.g.patch(),
+                           part(start_codes, u), scale, add, dense + unit.group * atoms() * pixels},
+                          scratch);
+  }
 };
 
 template <typename T>
@@ -373,8 +384,6 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
   const Buffer<A> planes = s.planes();
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.units() * plan.plane_size);
-  const Buffer<A> zero_theta(plan.g.groups * s.width());
-  std::memset(zero_theta.get(), 0, plan.g.groups * s.width() * sizeof(A));
   Buffer<A> negative_dictionary(0);  // only for gradients off a support
   if (needs[4]) negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
   Buffer<A> weight(0);
@@ -383,9 +392,9 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   std::vector<Storage<A>> gradients, extrapolated, z_gradients;  // of x_{k+1} and x_k, z_k and z_{k+1}, in turn
   for (int i = 0; i < 2; ++i) gradients.emplace_back(plan);
   // Without momentum the gradient of z_k is that of x_k.
-  const bool separate = !p.momentum.empty() || needs[4];
+  const bool separate = !p.momentum.empty();
   for (int i = 0; i < 2 && separate; ++i) z_gradients.emplace_back(plan);
-  for (int i = 0; i < 2 && !p.momentum.empty(); ++i) extrapolated.emplace_back(plan);
+  for (int i = 0; i < 2 && separate; ++i) extrapolated.emplace_back(plan);
 
   std::atomic<bool> damaged = false;
   int64_t* const first_used = gradients[last % 2].restart();
@@ -425,13 +434,13 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       if (needs[2])
         make_plane(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(),
                    recompute ? code_planes.get() : nullptr, A(-1), residual.get(), static_cast<A*>(nullptr), false);
-      A* const plane = planes.get() + u * plan.plane_size;
-      if (goes_on) std::memset(plane, 0, plan.plane_size * sizeof(A));
+      A* const plane = goes_on || needs[2] ? planes.get() + u * plan.plane_size : nullptr;
+      if (plane) std::memset(plane, 0, plan.plane_size * sizeof(A));
       const int64_t table = unit.group * plan.table_size();
       s.kernel.packed_backward_analysis(
           {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(next, u), s.part(grad_u, u),
            residual.get(), weight.get() + table, needs[2] ? analysis_shares.of(share) + table : nullptr,
-           needs[3] ? theta_shares.of(share) + unit.group * s.atoms() : nullptr, goes_on ? plane : nullptr},
+           needs[3] ? theta_shares.of(share) + unit.group * s.atoms() : nullptr, plane},
           scratch);
     });
     if (needs[2])
@@ -442,13 +451,11 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       data<T>(grad_theta)[k * plan.g.code_channels + m] = store<T>(static_cast<A>(sum));
     }
     if (!goes_on) break;
-    // The gradient of z_k: on its support, or everywhere where x_0, which no threshold made, is to have one.
+    // The gradient of z_k, needed on its support; everywhere for x_0, which no threshold made.
     const bool everywhere = needs[4] && (k == 0 || (k == 1 && extrapolates));
-    const bool on_support = !from_zero && (needs[1] || (k >= 1 && !everywhere));
+    const bool on_support = k >= 1 || (p.x0 && needs[1]);
     Storage<A>& result = separate ? z_gradients[k % 2] : gradients[(k + 1) % 2];
-    const PackedCodes<A> grad_z = everywhere ? result.codes() : result.on(z);
-    const PackedCodes<A> unused = gradients[(k + 1) % 2].codes();
-    int64_t* const unused_used = gradients[(k + 1) % 2].restart();
+    const PackedCodes<A> grad_z = result.on(z);
     int64_t* const used = result.restart();
     for_each_share([&](int64_t u, int64_t share, char* scratch) {
       const Unit& unit = plan.units[u];
@@ -459,21 +466,23 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       if (on_support)
         s.kernel.packed_backward_synthesis(
             {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u, u), plane.get(),
-             s.dictionary.get() + table, needs[1] ? dictionary_shares.of(share) + table : nullptr,
-             s.part(everywhere ? unused : grad_z, u), everywhere ? unused_used : used},
+             s.dictionary.get() + table, needs[1] ? dictionary_shares.of(share) + table : nullptr, s.part(grad_z, u),
+             used},
             scratch);
+      // x_0 is z_0, and has the part -w in z_1.
       if (everywhere)
-        s.analyze(u, plane.get(), negative_dictionary.get(), zero_theta.get(), false, grad_u, grad_z, used, scratch);
+        s.analyze_dense(u, plane.get(), negative_dictionary.get(), grad_u, k == 0 ? A(1) : -w, k == 0 && w_after != 0,
+                        data<T>(grad_x0), scratch);
     });
-    if (from_zero) break;
+    if (k == 0) break;
     // z_k = (1 + w) x_k - w x_{k-1}: x_k has its part in z_k and in z_{k+1}.
-    int64_t* const moved = gradients[(k + 1) % 2].restart();
-    const PackedCodes<A> grad_x = gradients[(k + 1) % 2].codes();
-    if (separate && (k >= 1 || needs[4]))
+    if (separate) {
+      int64_t* const moved = gradients[(k + 1) % 2].restart();
+      const PackedCodes<A> grad_x = gradients[(k + 1) % 2].codes();
       for_each_unit<T>(plan, [&](int64_t u, char* scratch) {
-        s.combine(u, 1 + w, grad_z, -w_after, after, k >= 1 ? x.masks : nullptr, grad_x, moved, scratch);
-        if (k == 0) s.to_dense(u, grad_x, data<T>(grad_x0), scratch);
+        s.combine(u, 1 + w, grad_z, -w_after, after, x.masks, grad_x, moved, scratch);
       });
+    }
     after = extrapolates ? grad_z : PackedCodes<A>{};
     w_after = w;
   }

@@ -360,6 +360,19 @@ DSC_HOST_DEVICE void list_by_atoms(int64_t pixels, int64_t atoms, const A* value
   for (int32_t entry = 0; entry < total; ++entry) work.factor[entry] = values[work.entry_value[entry]];
 }
 
+// Calls body(first pixel of the run, pixels, where it begins in a plane of the dense code) for each run of the block's
+// pixels that lie in one image.
+template <typename Body>
+DSC_HOST_DEVICE void for_each_run(int64_t first, int64_t count, int64_t image_pixels, int64_t image_size,
+                                  const Body& body) {
+  for (int64_t t = 0; t < count;) {
+    const int64_t image = (first + t) / image_pixels, pixel = (first + t) % image_pixels;
+    const int64_t left = image_pixels - pixel, run = left < count - t ? left : count - t;
+    body(t, run, image * image_size + pixel);
+    t += run;
+  }
+}
+
 // The memory in which the sparse products of a block find the patches: the plane itself, or copies.
 template <typename A>
 struct Block {
@@ -645,6 +658,33 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   }
 }
 
+// What packed_analysis computes before its threshold, as a dense code.
+template <typename T>
+void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
+  using A = accumulate_t<T>;
+  const Workspace<A> work(p.atoms, 1, scratch);
+  const int64_t bytes = mask_bytes(p.atoms), width = work.width;
+  Reader<A> start{p.start.masks, nullptr};
+  for (int64_t t = 0; t < p.pixels; t += product_pixels) {
+    const int64_t pixels = p.pixels - t < product_pixels ? p.pixels - t : product_pixels;
+    multiply_block(p.patches, p.weight, p.plane, p.base + t, pixels, work);
+    if (start.mask) {
+      if (t % block_pixels == 0) start.values = p.start.values + p.start.places[t / block_pixels].first;
+      add_codes(start, bytes, pixels, work);
+    }
+    for_each_run(p.first + t, pixels, p.image_pixels, p.image_size, [&](int64_t i, int64_t run, int64_t offset) {
+      for (int64_t m = 0; m < p.atoms; ++m) {
+        T* const out = p.dense + offset + m * p.image_pixels;
+        const A* const in = work.rows + i * width + m;
+        if (p.add)
+          for (int64_t j = 0; j < run; ++j) out[j] = store<T>(load(out[j]) + p.scale * in[j * width]);
+        else
+          for (int64_t j = 0; j < run; ++j) out[j] = store<T>(p.scale * in[j * width]);
+      }
+    });
+  }
+}
+
 // --- backward -------------------------------------------------------------------------------------------------------
 
 // Adds to each pixel's patch of `sums` the sum of g * atom, and to the gradient of each atom g * patch.
@@ -759,6 +799,7 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
           reinterpret_cast<Lanes<A>*>(sums)[v] += reader.next(v);
       for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
     }
+    if (!p.plane) continue;
     if (!p.gradient || p.patches.by_atoms) {
       add_block(p.patches, support, bytes, grad, p.table, p.plane, base, pixels, p.atoms, work);
     } else {
@@ -942,19 +983,6 @@ void packed_combine(const PackedCombine<A>& p, char* scratch) {
 }
 
 // --- between packed and dense codes ---------------------------------------------------------------------------------
-
-// Calls body(first pixel of the run, pixels, where it begins in a plane of the dense code) for each run of the block's
-// pixels that lie in one image.
-template <typename Body>
-DSC_HOST_DEVICE void for_each_run(int64_t first, int64_t count, int64_t image_pixels, int64_t image_size,
-                                  const Body& body) {
-  for (int64_t t = 0; t < count;) {
-    const int64_t image = (first + t) / image_pixels, pixel = (first + t) % image_pixels;
-    const int64_t left = image_pixels - pixel, run = left < count - t ? left : count - t;
-    body(t, run, image * image_size + pixel);
-    t += run;
-  }
-}
 
 // Packed to dense: whole rows of pixels at a time, so that memory is written in runs.
 template <typename T>

@@ -36,6 +36,7 @@ constexpr Kernels<T> make_kernels() {
           workspace_size<accumulate_t<T>>,
           packed_synthesis<accumulate_t<T>>,
           packed_analysis<T>,
+          dense_analysis<T>,
           packed_backward_analysis<accumulate_t<T>>,
           packed_backward_synthesis<accumulate_t<T>>,
           packed_combine<accumulate_t<T>>,
