@@ -164,7 +164,8 @@ def test_several_units_share_an_accumulator(capability):
 
 
 def check_mean_error(case: Convolution, density: float, dtype: torch.dtype, **kind) -> None:
-    """The root mean square error is at most twice that of eager PyTorch in the same dtype, and rounding."""
+    """The root mean square error is at most twice that of eager PyTorch in the same dtype, and rounding (of values
+    before the threshold, of which little may be left)."""
     arguments, options = problem(case, density, 2, **kind)
     arguments = {key: value.to(dtype).double() for key, value in arguments.items()}
     grad = torch.randn_like(reference.lista(**arguments, **options)).to(dtype).double()
@@ -173,7 +174,7 @@ def check_mean_error(case: Convolution, density: float, dtype: torch.dtype, **ki
     ours = numerics.evaluate(functional.lista, arguments, options, dtype, grad)
     for value, baseline, exact, name in zip(ours, eager, truth, ["result", *arguments], strict=True):
         assert value.dtype == dtype and value.shape == exact.shape, name
-        allowed = 2 * (baseline.double() - exact).norm() + 4 * torch.finfo(dtype).eps * exact.norm()
+        allowed = 2 * (baseline.double() - exact).norm() + 16 * torch.finfo(dtype).eps * exact.norm()
         assert (value.double() - exact).norm() <= allowed, name
 
 
@@ -382,11 +383,10 @@ def test_no_flipped_byte_crashes(name, capability):
     call = Recording(CASES[name], x0=True)
     generator = torch.Generator().manual_seed(2)
     refused = 0
-    for _ in range(60):
+    parts = [(0, call.values), (call.values, call.masks), (call.masks, call.tape.numel())]
+    for trial in range(60):
         tape = call.tape.clone()
-        at = int(torch.randint(0, tape.numel(), (), generator=generator))
-        if generator.get_state()[at % 8] % 2:  # half of them among the masks
-            at = call.masks + at % (tape.numel() - 64 - call.masks)
+        at = int(torch.randint(*parts[trial % 3], (), generator=generator))
         tape[at] ^= 1 << at % 8
         try:
             gradients = call.backward(tape)
@@ -438,7 +438,7 @@ def kilobytes(name):
         return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 def call(size, theta, train):
     y = torch.randn(1, 1, size, size)
-    weight = torch.randn(128, 1, 3, 3, requires_grad=train) / 6
+    weight = torch.randn(128, 1, 3, 3, requires_grad=train) / 40
     theta = torch.full((6, 128), theta)
     codes, tape = ops.lista(y, weight, weight[None], theta, None, [], [1, 1], [1, 1], [1, 1], 1, False, True)
     if train:
@@ -466,7 +466,7 @@ def test_only_as_much_of_a_tape_is_touched_as_codes_have_values():
 
     density, part = measure(0.0)
     assert density > 0.99 and part > 0.7, "the measurement does not see a full tape"
-    density, part = measure(1.1)
+    density, part = measure(0.19)
     assert 0.001 < density < 0.03 and part < 0.25
     density, part = measure(100.0)
     assert density == 0 and part < 0.25
