@@ -1,7 +1,8 @@
 """How times are taken: contenders in turns, medians, ratios, and what the machine can do at most.
 
-All contenders run in turn, in opposite order every other round: what else the machine does falls on all alike. (A turn
-of torch.utils.benchmark.Timer costs two more runs each time; it takes the times of the limits and of single calls.)
+All contenders run in turn, in opposite order every other round: what else the machine does falls on all alike. A turn
+of less than a second begins with a call that is not timed, since a training loop finds its memory and caches as it left
+them, and not as another contender did. (torch.utils.benchmark.Timer takes the times of the limits and of single calls.)
 Only ratios are worth quoting; the spread, the interquartile range over the median, says how far.
 """
 
@@ -18,6 +19,7 @@ import torch
 FUSED = "fused"  # the contender that all others are baselines of
 HOPELESS = 1.5  # a baseline so many times slower than the fastest one is timed once
 FEWEST, PATIENCE = 3, 15.0  # after so many rounds and seconds no further round is begun
+LONG = 1.0  # seconds of a call that needs no other before it
 
 
 @contextmanager
@@ -39,6 +41,8 @@ def take_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
         if turn >= FEWEST and time.perf_counter() - begin > PATIENCE:
             break
         for name in names[:: 1 if turn % 2 == 0 else -1]:
+            if times[name] and times[name][0] < LONG:
+                calls[name]()
             start = time.perf_counter()
             calls[name]()
             times[name].append(time.perf_counter() - start)
