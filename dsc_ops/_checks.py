@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SUPPORTED = frozenset(DTYPES)
+_INTEGERS = (int, torch.SymInt)
 
 
 class Geometry:
@@ -27,7 +29,7 @@ class Geometry:
 def tensor(function: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in DTYPES:
+    if value.dtype not in _SUPPORTED:
         raise TypeError(f"{function}: {name} has dtype {value.dtype}, it takes float32, float64, bfloat16 or float16")
     return value
 
@@ -51,7 +53,7 @@ def number(function: str, name: str, value: object, *, least: float | None = Non
 
 
 def integer(function: str, name: str, value: object, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{function}: {name} is {value}, it takes an integer of at least {least}")
@@ -60,9 +62,9 @@ def integer(function: str, name: str, value: object, *, least: int) -> int:
 
 def integers(function: str, name: str, value: object, dims: int, *, least: int) -> list[int]:
     """One integer for every axis, from one for all of them or a sequence of `dims`."""
-    if isinstance(value, int | torch.SymInt):
+    if isinstance(value, _INTEGERS):
         return [integer(function, name, value, least=least)] * dims
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, (tuple, list)) and (not isinstance(value, Sequence) or isinstance(value, str)):
         raise TypeError(f"{function}: {name} must be an integer or {dims} of them, got {value!r}")
     if len(value) != dims:
         raise ValueError(f"{function}: {name} has {len(value)} values, it takes one or {dims}")
@@ -71,24 +73,26 @@ def integers(function: str, name: str, value: object, dims: int, *, least: int) 
 
 def weight(function: str, name: str, value: object) -> Tensor:
     value = tensor(function, name, value)
-    if value.dim() not in (3, 4):
+    shape = value.shape
+    if len(shape) not in (3, 4):
         raise ValueError(
-            f"{function}: {name} has shape {tuple(value.shape)}, it takes (M, C/groups, k) or (M, C/groups, kh, kw)"
+            f"{function}: {name} has shape {tuple(shape)}, it takes (M, C/groups, k) or (M, C/groups, kh, kw)"
         )
-    if 0 in value.shape:
-        raise ValueError(f"{function}: {name} has shape {tuple(value.shape)}, it takes sizes of at least 1")
+    if 0 in shape:
+        raise ValueError(f"{function}: {name} has shape {tuple(shape)}, it takes sizes of at least 1")
     return value
 
 
 def geometry(function: str, name: str, weight: Tensor, stride, padding, dilation, groups) -> Geometry:
-    dims = weight.dim() - 2
+    shape = weight.shape
+    dims = len(shape) - 2
     stride = integers(function, "stride", stride, dims, least=1)
     dilation = integers(function, "dilation", dilation, dims, least=1)
     groups = integer(function, "groups", groups, least=1)
-    if weight.shape[0] % groups != 0:
-        raise ValueError(f"{function}: groups is {groups}, it has to divide the {weight.shape[0]} atoms of {name}")
+    if shape[0] % groups != 0:
+        raise ValueError(f"{function}: groups is {groups}, it has to divide the {shape[0]} atoms of {name}")
     if isinstance(padding, str):
-        kernel = tuple(weight.shape[2:])
+        kernel = tuple(shape[2:])
         if padding != "same":
             raise ValueError(f'{function}: padding is {padding!r}, it takes "same", an integer or one for each axis')
         if any(k % 2 == 0 for k in kernel):

@@ -372,10 +372,12 @@ def _lista(
             )
         if theta.device != y.device:
             raise ValueError(f"{name}: theta is on {theta.device}, y on {y.device}")
-        theta = theta.to(y.dtype)
+        if theta.dtype != y.dtype:
+            theta = theta.to(y.dtype)
     else:
         theta = check.threshold(name, "theta", theta, y, atoms)
-    theta = theta.expand(iterations, atoms)
+    if theta.dim() != 2 or theta.shape[1] != atoms:
+        theta = theta.expand(iterations, atoms)
     if analysis.dim() == dictionary.dim():
         analysis = analysis.unsqueeze(0)
     weights = _momentum(name, momentum, iterations)
