@@ -41,8 +41,8 @@ LEFT_OUT = r"shrink(_backward)?_tasks<T>"
 # What runs: every plan, every kind of iteration, gradients one by one, damaged tapes, random geometries, convolutions.
 TESTS = (
     "test_packed and ((every_plan and 0.1) or (every_kind and 0.1 and (copied or atoms)) or (negative and True)"
-    " or (any_choice and fista and False and (strips or copied or atoms)) or (infinity and False) or tape and not touched"
-    " or places or masks or byte or geometry)"
+    " or (any_choice and fista and False and (strips or copied or atoms)) or (infinity and False)"
+    " or (tape and not touched) or places or masks or byte or geometry)"
     " or test_lista_matches or gradients_asked_for or empty_batches or (test_convolutions_match and float32)"
 )
 
