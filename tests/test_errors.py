@@ -550,7 +550,8 @@ ops, randn = torch.ops.dsc_ops, torch.randn
 y, w, x = randn(2, 2, 6), randn(3, 2, 3), randn(2, 3, 6)
 y2, w2, x2 = randn(2, 4, 6, 5), randn(6, 2, 3, 3), randn(2, 6, 6, 5)
 g, g2 = ([1], [1], [1], 1), ([1, 1], [1, 1], [1, 1], 2)
-theta, analysis, one_each, tape = randn(3), randn(2, 3, 2, 3), randn(2, 3), randn(1, 2, 3, 6)
+theta, analysis, one_each = randn(3), randn(2, 3, 2, 3), randn(2, 3)
+tape = ops.lista(y, w, analysis, one_each, x, [0.0, 0.5], *g, False, True)[1]
 CALLS = [
     ("soft_threshold", x, theta, theta, x, False),
     ("soft_threshold", x2, theta.sum(), None, None, True),
@@ -569,7 +570,7 @@ CALLS = [
     ("conv_soft_threshold_backward", x, x, y, w, theta, *g, False, [True] * 4),
     ("lista", y, w, analysis, one_each, x, [0.0, 0.5], *g, False, True),
     ("lista", y, w, analysis, one_each, None, [], *g, False, False),
-    ("lista_backward", x, x, tape, y, w, analysis, one_each, x, [0.0, 0.5], *g, False, [True] * 5),
+    ("lista_backward", x, tape, y, w, analysis, one_each, x, [0.0, 0.5], *g, False, [True] * 5),
 ]
 HUGE = (2**31, 2**40, 2**62, 2**63 - 1, -(2**63))
 

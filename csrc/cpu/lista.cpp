@@ -300,8 +300,7 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   const int64_t bytes = visit_dtype(
       y, [&](auto zero) { return TapeLayout(p.geometry, p.iterations, sizeof(accumulate_t<decltype(zero)>)).bytes; });
   const Tensor tape = torch::stable::new_empty(y, {keep_tape ? bytes : 0}, ScalarType::Byte);
-  // Equal calls give equal tapes where that costs nothing: tools that compare all results of an operator use small
-  // ones.
+  // Where one thread does it all, equal calls give equal tapes, which tools that compare an operator's results expect.
   use_large_pages(data<char>(codes), codes.numel() * static_cast<int64_t>(codes.element_size()));
   if (keep_tape) use_large_pages(data<char>(tape), bytes);
   if (keep_tape && bytes <= 65536) std::memset(data<char>(tape), 0, bytes);
