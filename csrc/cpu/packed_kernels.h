@@ -61,8 +61,11 @@ struct MaskElement<double> {
   using type = int64_t;
 };
 template <typename A>
-using LaneMask __attribute__((vector_size(vector_bytes), aligned(sizeof(A)), may_alias)) =
-    typename MaskElement<A>::type;
+struct MaskVector {
+  typedef typename MaskElement<A>::type type __attribute__((vector_size(vector_bytes), aligned(sizeof(A)), may_alias));
+};
+template <typename A>
+using LaneMask = typename MaskVector<A>::type;
 
 // Bits of the lanes that are not zero (NaN is not).
 template <typename A>
