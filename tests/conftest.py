@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from cuda_sim_build import cuda_sim, ops  # noqa: F401 (fixtures)
 
 from dsc_ops import _C
 
