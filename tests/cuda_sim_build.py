@@ -37,7 +37,7 @@ COMPILER = "g++"
 
 MODES = {
     "fast": ["-O1"],
-    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "address": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "race": ["-O1", "-fsanitize=thread"],
 }
 # -fno-gnu-unique: a static variable of an inline function is one library's, not one for all that Python loads.
@@ -102,10 +102,14 @@ class Builder:
         names = [*EXECUTOR, "race_checker"] if mode == "race" else EXECUTOR
         return [self.object(SIM / f"{name}.cpp", "-O2") for name in names]
 
-    def link(self, name: str, objects: list[concurrent.futures.Future], *flags: str) -> concurrent.futures.Future:
+    def link(self, name: str, mode: str | None, objects: list[concurrent.futures.Future], *flags: str):
+        """With the executor, unless the mode is None."""
         out = self.folder / name
-        # -Bsymbolic: a name that the library and PyTorch have is for the library its own.
-        command = lambda: [COMPILER, *(o.result() for o in objects), "-Wl,-Bsymbolic", *flags, "-o", out]  # noqa: E731
+        # The executor first: of inline functions that several objects have, the linker takes the first, which is not
+        # watched. -Bsymbolic: a name that the library and PyTorch have is for the library its own.
+        objects = [*(self.executor(mode) if mode else []), *objects]
+        flags = ["-Wl,-Bsymbolic", *(flag for flag in MODES.get(mode, []) if "address" in flag), *flags]
+        command = lambda: [COMPILER, *(o.result() for o in objects), *flags, "-o", out]  # noqa: E731
         return self.linking.submit(lambda: run(command()) or out)
 
     def operators(self, mode: str) -> concurrent.futures.Future:
@@ -115,8 +119,7 @@ class Builder:
         objects = [self.object(path, *flags, "-include", str(SIM / "operators.h")) for path in sources]
         objects.append(self.object(SIM / "operators.cpp", "-O1", *TORCH_FLAGS))
         link = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-        link += ["-fsanitize=address,undefined"] if mode == "address" else []
-        return self.link(f"operators_{mode}.so", [*objects, *self.executor(mode)], *link)
+        return self.link(f"operators_{mode}.so", mode, objects, *link)
 
 
 def schemas() -> list[str]:

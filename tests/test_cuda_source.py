@@ -303,7 +303,8 @@ def test_unsupported_dtype_is_refused(ops):
 
 @pytest.fixture(scope="session")
 def scalar(cuda_sim):
-    library = ctypes.CDLL(str(cuda_sim.link("scalar.so", [cuda_sim.object(SIM / "scalar.cpp", "-O2")], "-shared").result()))
+    scalar = cuda_sim.object(SIM / "scalar.cpp", "-O2")
+    library = ctypes.CDLL(str(cuda_sim.link("scalar.so", None, [scalar], "-shared").result()))
 
     def convert(name: str, source: torch.Tensor, target: torch.dtype) -> torch.Tensor:
         out = torch.empty(source.shape, dtype=target)

@@ -42,10 +42,9 @@ extern "C" void cuda_sim_swap(void** from_stack_pointer, void* to_stack_pointer)
 class Context {
  public:
   void prepare(char* stack, size_t bytes, void (*entry)()) {
-    // As if entry's caller had called it: a return address at an address that is 0 modulo 16, below it the registers
-    // that cuda_sim_swap restores and the address to which it returns.
+    // What cuda_sim_swap pops: six registers and entry's address. Above it a place for entry's own return address, such
+    // that it is where a call would have put it, 8 below a multiple of 16.
     void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
-    *--top = nullptr;
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; ++i) *--top = nullptr;

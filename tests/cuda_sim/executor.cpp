@@ -67,6 +67,7 @@ namespace cuda_sim {
 
 uint64_t current_block = 0;
 Observer* observer = nullptr;
+bool in_thread = false;
 
 namespace {
 
@@ -231,16 +232,13 @@ class Executor {
   // --- called by threads ---------------------------------------------------------------------------------------------
 
   void fail(const std::string& message) {
-    const bool first = complaint.empty();
-    if (first) {
+    if (complaint.empty()) {
       complaint = message + " (kernel " + function_of(body_.kernel) + ", block (" + std::to_string(blockIdx.x) + ", " +
                   std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")";
-      complaint += (running() ? ", thread " + std::to_string(threadIdx.x) : "") + ")";
+      complaint += (in_thread ? ", thread " + std::to_string(threadIdx.x) : "") + ")";
     }
-    if (running()) switch_to(host_);  // for good
+    if (in_thread) switch_to(host_);  // for good
   }
-
-  bool running() const { return fiber_ != &host_; }
 
   void barrier(const Place& place) {
     if (at_barrier_ == 0) barrier_place_ = place;
@@ -554,6 +552,7 @@ class Executor {
   void switch_to(Fiber& to) {
     Fiber& from = *fiber_;
     fiber_ = &to;
+    in_thread = &to != &host_;
     ++switches;
     if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&from.sanitizer_stack, to.stack, to.bytes);
     from_ = &from;

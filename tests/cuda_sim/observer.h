@@ -26,6 +26,7 @@ class Observer {
 };
 
 extern Observer* observer;
+extern bool in_thread;  // whether a thread of a kernel runs, and not the host
 
 // An array in the shared memory of the block that runs.
 struct SharedRange {
