@@ -58,6 +58,17 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       " Tensor? x0, float[] momentum, " GEOMETRY
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
+
+  // What lista is on CUDA where the kernels on packed codes serve (dsc_ops/_composed.py): one group, no dilation, theta
+  // (iterations, M) in the type of sums. grad_y comes in that type; grad_theta is (iterations, 2, M), the first of the two.
+  library.def(
+      "packed_lista(Tensor y, Tensor dictionary, Tensor analysis, Tensor theta, Tensor? x0, float[] momentum,"
+      " SymInt[] stride, SymInt[] padding, bool one_sided, bool keep_tape, bool tensor_cores)"
+      " -> (Tensor codes, Tensor tape)");
+  library.def(
+      "packed_lista_backward(Tensor grad, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor theta,"
+      " Tensor? x0, float[] momentum, SymInt[] stride, SymInt[] padding, bool[] needs, bool tensor_cores)"
+      " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 }
 
 PYBIND11_MODULE(_C, module) {
