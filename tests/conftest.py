@@ -26,3 +26,15 @@ def capability(request):
     _C.set_cpu_capability(request.param)
     yield request.param
     _C.set_cpu_capability(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(request):
+    """DSC_TEST_KERNELS=cuda-sim: the operators on CPU tensors are what they are on CUDA, executed by tests/cuda_sim."""
+    if os.environ.get("DSC_TEST_KERNELS") != "cuda-sim":
+        yield
+        return
+    from cuda_sim_build import in_place_of_cpu
+
+    with in_place_of_cpu(request.getfixturevalue("ops")):
+        yield

@@ -16,6 +16,7 @@ builds and runs the tests of tests/test_cuda_*.py that are marked `every_mode`, 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import ctypes
 import functools
 import os
@@ -160,6 +161,31 @@ class Operators:
                 torch.use_deterministic_algorithms(before)
 
         return call
+
+
+@contextlib.contextmanager
+def in_place_of_cpu(ops: Operators):
+    """dsc_ops' operators do on CPU tensors what they do on CUDA, with the kernels of `ops`."""
+    from dsc_ops import _autograd, _composed, _cuda
+
+    class Both:
+        """torch.ops.dsc_ops; those of its operators that are CUDA kernels come from `ops`."""
+
+        def __getattr__(self, name: str):
+            return getattr(ops if name in kernels else torch.ops.dsc_ops, name)
+
+    kernels = {schema.split("(")[0] for schema in schemas()}
+    library = torch.library.Library("dsc_ops", "IMPL")
+    before = _autograd.cuda_device, _cuda.ops, _composed.ops
+    _autograd.cuda_device, _cuda.ops, _composed.ops = "cpu", Both(), Both()
+    for name in kernels:
+        library.impl(name, getattr(ops, name), "CPU", allow_override=True)
+    _cuda.register(library, "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        _autograd.cuda_device, _cuda.ops, _composed.ops = before
+        library._destroy()
 
 
 @pytest.fixture(scope="session")

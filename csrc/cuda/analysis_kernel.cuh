@@ -31,13 +31,14 @@ inline PlaneTile plane_tile(const Shape& shape) {
 
 // --- products in float or double: a lane has 8 pixels x 4 atoms ------------------------------------------------------
 
-// A unit is `taps` neighbours of a kernel row. Weights are [slab][unit][tap][atom].
+// A unit is `taps` neighbours of a kernel row; its place is that of the first in the tile. Weights are
+// [slab][unit][tap][atom].
 template <typename A, int taps_, int stride>
 struct FusedProducts {
   using Plane = A;   // the tile's elements
   using Weight = A;  // the table's
   static constexpr int taps = taps_, unit_weights = taps * slab_atoms;
-  static constexpr int units_at_once = 49 / taps;
+  static constexpr int units_at_once = 49 / taps, unit_places = 1;
   static constexpr int pixels = 8, atoms = 4;
 
   DSC_HOST_DEVICE static int units(const Shape& shape) { return shape.channels * shape.kernel_h * (shape.kernel_w / taps); }
@@ -59,17 +60,22 @@ struct FusedProducts {
       for (int m = 0; m < atoms; ++m) sums[p][m] = A(0);
   }
 
-  // Units [begin, begin + count), whose weights are in shared memory.
-  __device__ void add(const Shape& shape, const PlaneTile& tile, const A* plane, const A* weights, int begin, int count) {
+  DSC_HOST_DEVICE static int places(const Shape& shape) { return units(shape); }
+
+  __device__ static int place(const Shape& shape, const PlaneTile& tile, int unit) {
+    const int per_row = shape.kernel_w / taps, row = unit / per_row;
+    return (row / shape.kernel_h * tile.rows + row % shape.kernel_h) * tile.pitch + unit % per_row * taps;
+  }
+
+  // `count` units, whose weights are in shared memory.
+  __device__ void add(const Shape& shape, int pitch, const A* plane, int, const int* place, const A* weights, int count) {
     const int lane = threadIdx.x % warp_threads, row = threadIdx.x / warp_threads;
-    const int per_row = shape.kernel_w / taps;
-    int part = begin % per_row, dy = begin / per_row % shape.kernel_h;
-    const A* from = plane + row * shape.stride_h * tile.pitch + lane / 16 * pixels * stride + part * taps +
-                    (begin / per_row / shape.kernel_h * tile.rows + dy) * tile.pitch;
+    const A* const here = plane + row * shape.stride_h * pitch + lane / 16 * pixels * stride;
     const A* weight = weights + lane % 16 * atoms;
-    const A* const end = weight + count * unit_weights;
+    const int* const end = place + count;
 #pragma unroll 1
-    while (weight < end) {
+    for (; place < end; ++place) {
+      const A* const from = here + *place;
       A window[(pixels - 1) * stride + taps];
 #pragma unroll
       for (int i = 0; i < (pixels - 1) * stride + taps; ++i) window[i] = from[i];
@@ -87,13 +93,6 @@ struct FusedProducts {
 #pragma unroll
           for (int m = 0; m < atoms; ++m) sums[p][m] += window[p * stride + t] * four[m];
       }
-      from += taps;
-      if (++part < per_row) continue;
-      part = 0;
-      from += tile.pitch - shape.kernel_w;
-      if (++dy < shape.kernel_h) continue;
-      dy = 0;
-      from += (tile.rows - shape.kernel_h) * tile.pitch;
     }
   }
 
@@ -120,14 +119,15 @@ enum class Tensor32 : int { tf32, bf16, f16 };
 
 // A unit is what one 32-bit register of a fragment holds: a tap in tf32, two neighbouring taps of a kernel row in 16
 // bits. The tile of the plane is made of such registers, the pair (x, x + 1) at x. Eight units are a step. Weights are
-// [slab][step][atoms / 16][lane][4], as the lanes of a warp read them. Units beyond the last have weight zero and read
-// a zero behind the tile; the second tap of a pair that is not there is masked, so that zero weights meet no infinity.
+// [slab][step][atoms / 16][lane][4], as the lanes of a warp read them. A unit's place is twice that of its first tap,
+// plus 1 where there is no second: what the register has of it is masked, so that zero weights meet no infinity. Units
+// beyond the last have place -1 and read a zero behind the tile.
 template <Tensor32 kind>
 struct TensorProducts {
   using Plane = uint32_t;
   using Weight = uint32_t;
   static constexpr int step_units = 8, unit_weights = step_units * slab_atoms;
-  static constexpr int units_at_once = 6;  // steps
+  static constexpr int units_at_once = 6, unit_places = step_units;  // here a unit is a step
   static constexpr int unit_taps = kind == Tensor32::tf32 ? 1 : 2;
 
   DSC_HOST_DEVICE static int per_row(const Shape& shape) { return (shape.kernel_w + unit_taps - 1) / unit_taps; }
@@ -169,28 +169,31 @@ struct TensorProducts {
       for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
   }
 
-  // Where a unit's registers are in the tile, and which of their bits count.
-  __device__ static int place(const Shape& shape, const PlaneTile& tile, int unit, uint32_t& bits) {
-    bits = ~0u;
+  DSC_HOST_DEVICE static int places(const Shape& shape) { return units(shape) * step_units; }
+
+  __device__ static int place(const Shape& shape, const PlaneTile& tile, int unit) {
     if (unit >= all(shape)) return -1;
-    const int kernel_row = unit / per_row(shape), dx = unit % per_row(shape) * unit_taps;
-    if (unit_taps > 1 && dx + 1 == shape.kernel_w) bits = 0xffffu;
-    return (kernel_row / shape.kernel_h * tile.rows + kernel_row % shape.kernel_h) * tile.pitch + dx;
+    const int row = unit / per_row(shape), dx = unit % per_row(shape) * unit_taps;
+    const int at = (row / shape.kernel_h * tile.rows + row % shape.kernel_h) * tile.pitch + dx;
+    return 2 * at + (unit_taps > 1 && dx + 1 == shape.kernel_w ? 1 : 0);
   }
 
-  __device__ void add(const Shape& shape, const PlaneTile& tile, const uint32_t* plane, const uint32_t* weights, int begin,
-                      int count) {
-    const int lane = threadIdx.x % warp_threads, row = threadIdx.x / warp_threads, zero = tile.size(shape);
-    const int first = row * shape.stride_h * tile.pitch + lane / 4 * shape.stride_w, second = first + 8 * shape.stride_w;
+  // `count` steps, whose weights are in shared memory; `zero` is where the tile has a zero.
+  __device__ void add(const Shape& shape, int pitch, const uint32_t* plane, int zero, const int* place,
+                      const uint32_t* weights, int count) {
+    const int lane = threadIdx.x % warp_threads, row = threadIdx.x / warp_threads;
+    const int first = row * shape.stride_h * pitch + lane / 4 * shape.stride_w, second = first + 8 * shape.stride_w;
+    const uint32_t* const end = weights + count * unit_weights;
+    place += lane % 4;
 #pragma unroll 1
-    for (int step = 0; step < count; ++step, weights += unit_weights) {
+    for (; weights < end; weights += unit_weights, place += step_units) {
       unsigned a[4];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        uint32_t bits;
-        const int at = place(shape, tile, (begin + step) * step_units + lane % 4 + k * 4, bits);
-        a[2 * k] = plane[at < 0 ? zero : first + at] & bits;
-        a[2 * k + 1] = plane[at < 0 ? zero : second + at] & bits;
+        const int at = place[4 * k];
+        const uint32_t bits = at & 1 ? 0xffffu : ~0u;
+        a[2 * k] = plane[at < 0 ? zero : first + (at >> 1)] & bits;
+        a[2 * k + 1] = plane[at < 0 ? zero : second + (at >> 1)] & bits;
       }
 #pragma unroll
       for (int n = 0; n < slab_atoms / 16; ++n) {
@@ -257,7 +260,7 @@ struct Analysis {
 
 constexpr int value_buffer = 128;  // values of a run that take the way of 16-byte accesses
 
-// Behind it: the weights and the plane's tile, later what is staged.
+// Behind it: weights, the plane's tile with a zero behind it, places; later what is staged.
 template <typename A>
 struct alignas(16) AnalysisShared {
   A values[block_warps][value_buffer];
@@ -268,7 +271,8 @@ struct alignas(16) AnalysisShared {
   static size_t bytes(const Shape& shape, const PlaneTile& tile) {
     const size_t weights = sizeof(typename Products::Weight) * Products::units_at_once * Products::unit_weights;
     const size_t plane = sizeof(typename Products::Plane) * (tile.size(shape) + 4);
-    return sizeof(AnalysisShared) + std::max(weights + plane, sizeof(A) * block_warps * 2 * staged_run);
+    const size_t places = sizeof(int) * Products::places(shape);
+    return sizeof(AnalysisShared) + std::max(weights + plane + places, sizeof(A) * block_warps * 2 * staged_run);
   }
 };
 
@@ -299,6 +303,8 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
   DSC_DYNAMIC_SHARED(AnalysisShared<A>, shared);
   Weight* const weights = reinterpret_cast<Weight*>(shared + 1);
   Plane* const plane = reinterpret_cast<Plane*>(weights + Products::units_at_once * Products::unit_weights);
+  const int zero = s.tile.size(s.shape);
+  int* const places = reinterpret_cast<int*>(plane + zero + 4);
   A* const mine = reinterpret_cast<A*>(shared + 1) + threadIdx.x / warp_threads * 2 * staged_run;
   const Shape& shape = s.shape;
   const int thread = threadIdx.x, warp = thread / warp_threads, lane = thread % warp_threads;
@@ -331,7 +337,8 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
       Products::put(plane, r * s.tile.pitch + i, value, next);
     }
   }
-  if (thread < 4) Products::put(plane, plane_rows * s.tile.pitch + thread, A(0), A(0));
+  if (thread == 0) Products::put(plane, zero, A(0), A(0));
+  for (int i = thread; i < Products::places(shape); i += block_threads) places[i] = Products::place(shape, s.tile, i);
 
   const Weight* const table = static_cast<const Weight*>(s.table) + int64_t(blockIdx.y) * units * Products::unit_weights;
   constexpr int words = 16 / sizeof(Weight);
@@ -347,7 +354,7 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
       copy_async_commit();
       copy_async_wait<0>();
       __syncthreads();
-      products.add(shape, s.tile, plane, weights, begin, count);
+      products.add(shape, s.tile.pitch, plane, zero, places + begin * Products::unit_places, weights, count);
     }
     __syncthreads();  // plane and weights are read
     products.stage(mine);
@@ -394,9 +401,11 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
     for (unsigned left = mask; left; left &= left - 1) *to++ = run_staged[staged(lane, __ffs(left) - 1)];
     __syncwarp();
     if (!buffered) continue;
+    const int whole = part.total - part.total % unit_values<A>;
 #pragma unroll 1
-    for (int i = lane * unit_values<A>; i < part.total; i += warp_threads * unit_values<A>)
-      store16(values + i, load16(buffer + i));  // what is beyond the last value is nobody's
+    for (int i = lane * unit_values<A>; i < whole; i += warp_threads * unit_values<A>)
+      store16(values + i, load16(buffer + i));
+    if (whole + lane < part.total) values[whole + lane] = buffer[whole + lane];
     __syncwarp();
   }
 }
