@@ -112,14 +112,15 @@ class Builder:
         command = lambda: [COMPILER, *(o.result() for o in objects), *flags, "-o", out]  # noqa: E731
         return self.linking.submit(lambda: run(command()) or out)
 
-    def operators(self, mode: str) -> concurrent.futures.Future:
-        """The library of operators of csrc/cuda/*.cu."""
-        flags = [*MODES[mode], *TORCH_FLAGS]
-        sources = sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
-        objects = [self.object(path, *flags, "-include", str(SIM / "operators.h")) for path in sources]
+    def operators(self, mode: str, csrc: Path = CSRC, files: list[str] | None = None) -> concurrent.futures.Future:
+        """The library of the operators of csrc/cuda/*.cu, or of some of the files."""
+        flags = [*MODES[mode], *TORCH_FLAGS, "-include", str(SIM / "operators.h")]
+        sources = [csrc / "cuda" / name for name in files] if files else (csrc / "cuda").glob("*.cu")
+        sources = sorted(sources, key=lambda path: -path.stat().st_size)  # what takes longest comes first
+        objects = [self.object(path, *flags, csrc=csrc) for path in sources]
         objects.append(self.object(SIM / "operators.cpp", "-O1", *TORCH_FLAGS))
-        link = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-        return self.link(f"operators_{mode}.so", mode, objects, *link)
+        name = f"operators_{mode}.so" if csrc == CSRC else f"operators_{mode}_{len(self.objects)}.so"
+        return self.link(name, mode, objects, "-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
 
 
 def schemas() -> list[str]:

@@ -22,17 +22,19 @@ namespace {
 
 using namespace dsc::cuda;
 
-#define DSC_DEFECTS(is)                                                                                                \
-  is(none) is(no_barrier_before) is(no_barrier_after) is(shared_write_behind) is(shared_read_behind)                   \
-      is(shared_write_before) is(shared_unwritten) is(barrier_divergent) is(barriers_of_two_lines) is(early_return)    \
-          is(global_write_behind) is(global_read_behind) is(global_race) is(block_sum_not_atomic) is(atomic_and_plain) \
-              is(no_fence_before_atomic) is(no_fence_behind_atomic) is(lanes_leave_before_shuffle)                     \
-                  is(shuffle_outside_mask) is(mask_without_caller) is(mask_beyond_block) is(mask_of_ended_lanes)       \
-                      is(shuffle_meets_ballot) is(lane_never_arrives) is(no_syncwarp) is(shuffle_for_syncwarp)         \
-                          is(syncwarp_of_others) is(copy_without_wait) is(copy_waits_too_late)                         \
-                              is(copy_of_others_without_barrier) is(copy_over_what_is_read) is(copy_misaligned)        \
-                                  is(copy_to_global) is(copy_from_shared) is(load_misaligned) is(store_misaligned)     \
-                                      is(load_behind_shared) is(atomic_misaligned) is(mma_by_half_a_warp)
+// clang-format off
+#define DSC_DEFECTS(is) \
+  is(none) is(no_barrier_before) is(no_barrier_after) is(shared_write_behind) is(shared_read_behind) \
+  is(shared_write_before) is(shared_unwritten) is(barrier_divergent) is(barriers_of_two_lines) \
+  is(early_return) is(global_write_behind) is(global_read_behind) is(global_race) is(block_sum_not_atomic) \
+  is(atomic_and_plain) is(no_fence_before_atomic) is(no_fence_behind_atomic) is(lanes_leave_before_shuffle) \
+  is(shuffle_outside_mask) is(mask_without_caller) is(mask_beyond_block) is(shuffle_meets_ballot) \
+  is(lane_never_arrives) is(no_syncwarp) is(shuffle_for_syncwarp) is(syncwarp_of_others) \
+  is(copy_without_wait) is(copy_waits_too_late) is(copy_of_others_without_barrier) \
+  is(copy_over_what_is_read) is(copy_misaligned) is(copy_to_global) is(copy_from_shared) \
+  is(load_misaligned) is(store_misaligned) is(load_behind_shared) is(atomic_misaligned) \
+  is(mma_by_half_a_warp)
+// clang-format on
 
 enum Defect {
 #define DSC_NAME(name) name,
@@ -408,14 +410,10 @@ __global__ void masks_kernel(int* out, Defect defect) {
   if (defect == mask_without_caller) value = __shfl_xor_sync(0xffffu, value, 1);
   if (defect == mask_beyond_block && threadIdx.x >= 32) value = __shfl_xor_sync(full, value, 1);
   if (defect == lane_never_arrives && lane == 3) __syncthreads();
-  if (defect == shuffle_meets_ballot && lane == 3) {
+  if (defect == shuffle_meets_ballot && threadIdx.x == 3) {
     value = static_cast<int>(__ballot_sync(full, 1));
   } else if (threadIdx.x < 32) {
     value = __shfl_xor_sync(full, value, 1);
-  }
-  if (defect == mask_of_ended_lanes) {
-    if (threadIdx.x >= 1 && threadIdx.x < 32) return;
-    __syncthreads();
   }
   out[threadIdx.x] = value;
 }
