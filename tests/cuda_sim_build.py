@@ -55,9 +55,9 @@ def obstacle() -> str | None:
     return None
 
 
-def sanitizer() -> str | None:
+def sanitizer(library: str = "libasan.so") -> str | None:
     """The address sanitizer's library, which a process has to load before one of that mode."""
-    found = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    found = subprocess.run([COMPILER, f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
     return found if os.path.isabs(found) else None
 
 
@@ -66,9 +66,8 @@ def environment(mode: str) -> dict[str, str]:
     if mode != "address":
         return dict(os.environ)
     # torch throws exceptions: their library has to be there before the sanitizer's replaces parts of it.
-    stdcpp = subprocess.run([COMPILER, "-print-file-name=libstdc++.so.6"], capture_output=True, text=True).stdout.strip()
-    options = "detect_leaks=0:detect_stack_use_after_return=0"
-    return {**os.environ, "LD_PRELOAD": f"{sanitizer()} {stdcpp}", "ASAN_OPTIONS": options}
+    preload = f"{sanitizer()} {sanitizer('libstdc++.so.6')}"
+    return {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
 
 
 def run(command: list) -> None:

@@ -42,12 +42,6 @@ enum Defect {
 #undef DSC_NAME
 };
 
-const char* const defect_names[] = {
-#define DSC_NAME(name) #name,
-    DSC_DEFECTS(DSC_NAME)
-#undef DSC_NAME
-};
-
 constexpr unsigned full = 0xffffffffu;
 
 #if defined(__CUDACC__)
@@ -181,13 +175,13 @@ __global__ void fill_kernel(int* wrong) {
   dynamic[threadIdx.x] = 1;
 }
 
-void shared_memory(Defect) {
+[[maybe_unused]] void shared_memory(Defect) {
   Array<int> wrong(1, 0);
   launch(3, 64, 16, alignment_kernel, wrong.data());
   expect(wrong[0] == 0, "shared memory is not aligned as declared");
 }
 
-void shared_memory_starts_as_nan(Defect) {
+[[maybe_unused]] void shared_memory_starts_as_nan(Defect) {
   Array<int> wrong(1, 0);
   launch(3, 64, 64 * sizeof(double), fill_kernel, wrong.data());
   expect(wrong[0] == 0, "shared memory is not NaN at first");
@@ -675,6 +669,12 @@ const Test tests[] = {
 };
 
 #if !defined(__CUDACC__)
+
+const char* const defect_names[] = {
+#define DSC_NAME(name) #name,
+    DSC_DEFECTS(DSC_NAME)
+#undef DSC_NAME
+};
 
 constexpr int seeds = 20;
 
