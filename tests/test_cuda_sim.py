@@ -129,6 +129,10 @@ def builds(cuda_sim, tmp_path_factory):
             started["selftest", mode] = cuda_sim.link(f"selftest_{mode}", mode, [selftest])
             kernels = cuda_sim.object(SIM / "kernels.cpp", *MODES[mode])
             started["kernels", mode] = cuda_sim.link(f"kernels_{mode}.so", mode, [kernels], "-shared")
+    # The switch between threads of processors other than x86-64.
+    portable = [cuda_sim.object(SIM / "executor.cpp", "-O2", "-DCUDA_SIM_UCONTEXT"), *cuda_sim.executor("fast")[1:]]
+    portable.append(cuda_sim.object(SIM / "selftest.cpp", *MODES["fast"]))
+    started["selftest", "portable"] = cuda_sim.link("selftest_portable", None, portable)
     out = tmp_path_factory.mktemp("planted")
     for i, (name, (file, old, new, mode, _)) in enumerate(KERNEL_DEFECTS.items()):
         if mode != "address" or sanitizer():
@@ -155,19 +159,26 @@ def test_correct_kernels_run(builds, needs_sanitizer, mode):
     assert complains([builds("selftest", mode)], mode) == ""
 
 
+def test_correct_kernels_run_with_portable_switches(builds):
+    assert complains([builds("selftest", "portable")], "fast") == ""
+
+
 def test_every_defect_is_in_the_table(builds):
     names = subprocess.run([builds("selftest", "fast"), "--list"], capture_output=True, text=True).stdout.split()
     assert sorted(names) == sorted(DEFECTS)
 
 
-@over_modes
-@pytest.mark.parametrize("defect", DEFECTS)
-def test_planted_defect_is_caught(builds, needs_sanitizer, defect, mode):
-    expected = DEFECTS[defect]
-    expected = expected.get(mode) if isinstance(expected, dict) else expected
-    if expected is None:
-        pytest.skip("not for this mode to see")
-    assert re.search(expected, complains([builds("selftest", mode), defect], mode))
+EXPECTED = [
+    (defect, mode, complaint if isinstance(complaint, str) else complaint[mode])
+    for defect, complaint in DEFECTS.items()
+    for mode in MODES
+    if isinstance(complaint, str) or mode in complaint
+]
+
+
+@pytest.mark.parametrize("defect, mode, complaint", EXPECTED, ids=[f"{defect}-{mode}" for defect, mode, _ in EXPECTED])
+def test_planted_defect_is_caught(builds, needs_sanitizer, defect, mode, complaint):
+    assert re.search(complaint, complains([builds("selftest", mode), defect], mode))
 
 
 # --- the kernels of csrc/cuda -----------------------------------------------------------------------------------------
