@@ -13,11 +13,12 @@ TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 # The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
 PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test test-cuda-sim bench lint clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
+	@echo "make test-cuda-sim   only those of the CUDA kernels, which run on the CPU: no GPU is needed"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
 	@echo "             ARGS=--check: against the committed results)"
 	@echo "make lint    check the style of Python and C++"
@@ -30,6 +31,9 @@ demo: $(installed)
 
 test: $(installed)
 	$(python) -m pytest $(ARGS)
+
+test-cuda-sim: $(installed)
+	$(python) -m pytest $(wildcard tests/test_cuda_*.py) $(ARGS)
 
 bench: $(installed) $(venv)/peer
 	$(python) -m benchmarks $(ARGS)

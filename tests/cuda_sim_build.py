@@ -56,9 +56,9 @@ def obstacle() -> str | None:
     return None
 
 
-def sanitizer() -> str | None:
+def sanitizer(library: str = "libasan.so") -> str | None:
     """The address sanitizer's library, which a process has to load before one of that mode."""
-    found = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    found = subprocess.run([COMPILER, f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
     return found if os.path.isabs(found) else None
 
 
@@ -67,9 +67,8 @@ def environment(mode: str) -> dict[str, str]:
     if mode != "address":
         return dict(os.environ)
     # torch throws exceptions: their library has to be there before the sanitizer's replaces parts of it.
-    stdcpp = subprocess.run([COMPILER, "-print-file-name=libstdc++.so.6"], capture_output=True, text=True).stdout.strip()
-    options = "detect_leaks=0:detect_stack_use_after_return=0"
-    return {**os.environ, "LD_PRELOAD": f"{sanitizer()} {stdcpp}", "ASAN_OPTIONS": options}
+    preload = f"{sanitizer()} {sanitizer('libstdc++.so.6')}"
+    return {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
 
 
 def run(command: list) -> None:
@@ -113,14 +112,15 @@ class Builder:
         command = lambda: [COMPILER, *(o.result() for o in objects), *flags, "-o", out]  # noqa: E731
         return self.linking.submit(lambda: run(command()) or out)
 
-    def operators(self, mode: str) -> concurrent.futures.Future:
-        """The library of operators of csrc/cuda/*.cu."""
-        flags = [*MODES[mode], *TORCH_FLAGS]
-        sources = sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
-        objects = [self.object(path, *flags, "-include", str(SIM / "operators.h")) for path in sources]
+    def operators(self, mode: str, csrc: Path = CSRC, files: list[str] | None = None) -> concurrent.futures.Future:
+        """The library of the operators of csrc/cuda/*.cu, or of some of the files."""
+        flags = [*MODES[mode], *TORCH_FLAGS, "-include", str(SIM / "operators.h")]
+        sources = [csrc / "cuda" / name for name in files] if files else (csrc / "cuda").glob("*.cu")
+        sources = sorted(sources, key=lambda path: -path.stat().st_size)  # what takes longest comes first
+        objects = [self.object(path, *flags, csrc=csrc) for path in sources]
         objects.append(self.object(SIM / "operators.cpp", "-O1", *TORCH_FLAGS))
-        link = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-        return self.link(f"operators_{mode}.so", mode, objects, *link)
+        name = f"operators_{mode}.so" if csrc == CSRC else f"operators_{mode}_{len(self.objects)}.so"
+        return self.link(name, mode, objects, "-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
 
 
 def schemas() -> list[str]:

@@ -167,6 +167,7 @@ struct Copy {
   void* shared;
   const void* global;
   int group;
+  Place place;
   const void* code;
 };
 
@@ -250,7 +251,7 @@ class Executor {
   }
 
   uint64_t shuffle(unsigned mask, uint64_t value, unsigned source, const Place& place) {
-    if (!(mask >> source & 1))
+    if (mask & lane_bit() && !(mask >> source & 1))
       fail("a shuffle in " + text(place) + " reads lane " + std::to_string(source) + ", which its mask " +
            hexadecimal(mask) + " leaves out");
     Warp& mine = warp();
@@ -305,7 +306,7 @@ class Executor {
     if (observer) observer->copy_issued(to, from, code);
     std::memset(to, unset, 16);  // what a GPU leaves there until the copy lands nobody knows
     Thread& mine = thread();
-    mine.copies.push_back({to, from, mine.group, code});
+    mine.copies.push_back({to, from, mine.group, place, code});
   }
 
   void copy_async_commit() { ++thread().group; }
@@ -371,7 +372,7 @@ class Executor {
     shared.clear();
     used_ = static_bytes_ = 0;
     if (observer) observer->begin_block();
-    dynamic_ = carve(dynamic_bytes_, 16, "the dynamic shared memory", Place());
+    dynamic_ = carve(dynamic_bytes_, 16, "of dynamic size", Place());
     while (complaint.empty() && ended_ < count) {
       if (Thread* const next = choose()) {
         if (!next->fiber) next->fiber = take_fiber();
@@ -507,7 +508,7 @@ class Executor {
 
   void end_thread() {
     if (!thread().copies.empty())
-      fail("the thread ends with a copy_async16 in flight, issued in " + line_of(thread().copies.front().code));
+      fail("the thread ends with a copy_async16 in flight, issued in " + text(thread().copies.front().place));
     warp().ended |= lane_bit();
     ++ended_;
     Thread* const next = choose();
@@ -583,7 +584,7 @@ class Executor {
     std::memset(arena_ + used_, unset, end + red_zone - used_);
     poison(arena_ + used_, end + red_zone - used_);
     unpoison(array, bytes);
-    shared.push_back({array, array + bytes, name, place});
+    if (bytes > 0) shared.push_back({array, array + bytes, name, place});
     used_ = end + red_zone;
     return array;
   }
@@ -602,7 +603,7 @@ class Executor {
         const bool below = *before != static_cast<char>(unset), above = *behind != static_cast<char>(unset);
         if (!below && !above) continue;
         fail("a thread wrote " + std::to_string(i) + (below ? " bytes before " : " bytes behind the end of ") +
-             range.name + (range.place.line() ? ", declared in " + text(range.place) : ""));
+             "the shared array " + range.name + (range.place.line() ? ", declared in " + text(range.place) : ""));
         return;
       }
     }

@@ -333,14 +333,17 @@ class RaceChecker final : public Observer {
   void check_bounds(const void* address, size_t bytes, Access kind, const void* code) {
     const char* const begin = static_cast<const char*>(address);
     const SharedRange* nearest = nullptr;
+    const auto distance = [&](const SharedRange& range) {
+      return begin < range.begin ? range.begin - begin : begin - range.end;
+    };
     for (const SharedRange& range : shared_ranges()) {
       if (begin >= range.begin && begin + bytes <= range.end) return;
-      if (begin >= range.begin) nearest = &range;
+      if (!nearest || distance(range) < distance(*nearest)) nearest = &range;
     }
     const std::string what = std::string(name_of(kind)) + " of " + std::to_string(bytes) + " bytes ";
-    if (!nearest) return fail_at(what + "before the shared memory of the block", code);
+    if (!nearest) return fail_at(what + "in shared memory, of which the block has none,", code);
     fail_at(what + "at byte " + std::to_string(begin - nearest->begin) + " of the " +
-                std::to_string(nearest->end - nearest->begin) + " of the shared array " + nearest->name,
+                std::to_string(nearest->end - nearest->begin) + " bytes of the shared array " + nearest->name,
             code);
   }
 

@@ -56,8 +56,11 @@ std::string line_of(const void* code) {
 std::string function_of(const void* code) {
   const std::vector<Frame> frames = frames_of(code);
   if (frames.empty()) return "?";
-  const std::string& name = frames.back().function;
-  return name.substr(0, name.find('('));
+  std::string name = frames.back().function;
+  const std::string anonymous = "(anonymous namespace)::";
+  for (size_t at; (at = name.find(anonymous)) != std::string::npos;) name.erase(at, anonymous.size());
+  name = name.substr(0, name.find('('));
+  return name.substr(name.find(' ') + 1);  // without the "void" of a template
 }
 
 }  // namespace cuda_sim
