@@ -1,0 +1,178 @@
+"""Kernels as they stand in a compiled object: registers, stack, shared memory, threads and instructions.
+
+All of it is read from what cuobjdump and nvdisasm print, of NVIDIA's packages (the extra ``cuda-check``): no GPU, driver
+or nvcc takes part.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MOST_THREADS = 1024  # of a block without launch bounds
+RESERVED = 1024  # bytes of CUDA's own, from sm_90 on the first ones of a kernel's section; ptxas -v does not count them
+
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+
+# What is counted, by the names of machine instructions. HFMA2.MMA and IMAD are ordinary arithmetic.
+COUNTED = {
+    "spills": r"(LDL|STL)\b",  # local memory: spilled registers, and arrays that found no registers
+    "loads128": r"LDG\..*\b(128|256)\b",
+    "stores128": r"STG\..*\b(128|256)\b",
+    "copies128": r"LDGSTS\..*\b128\b",  # from global to shared memory, cp.async
+    "shared128": r"(LDS|STS)\..*\b128\b",
+    "tensor": r"([HIDBQO]|[HIQB]G|UTC\w*)MMA\b",
+    "atomics": r"(ATOM|ATOMG|ATOMS|RED|REDG)\b",
+}
+
+
+class Missing(Exception):
+    """A tool, a header or an object that is not there."""
+
+
+@dataclass
+class Kernel:
+    """One kernel for one architecture; bytes of static shared memory are its own, without what CUDA reserves."""
+
+    symbol: str
+    architecture: str
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    threads: int = MOST_THREADS
+    instructions: Counter[str] = field(default_factory=Counter)
+    name: str = ""
+
+    def count(self, what: str) -> int:
+        """Instructions of a kind that COUNTED names."""
+        return sum(number for name, number in self.instructions.items() if re.match(COUNTED[what], name))
+
+
+def nvidia_folders() -> list[Path]:
+    """Where the packages put the toolkit, the newest first, and then CUDA_HOME."""
+    found = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in found.submodule_search_locations or ()] if found else []
+    folders = [folder for root in roots for folder in sorted(root.glob("cu*"), reverse=True)]
+    return folders + [Path(home) for home in [os.environ.get("CUDA_HOME")] if home]
+
+
+def find_tool(name: str) -> Path:
+    """cuobjdump or nvdisasm."""
+    found = [folder / "bin" / name for folder in nvidia_folders()]
+    found += [Path(path) for path in [shutil.which(name)] if path]
+    tool = next((path for path in found if path.is_file()), None)
+    if tool is None:
+        raise Missing(f"{name} was not found: make cuda-check installs it, and so does pip install .[cuda-check]")
+    return tool
+
+
+def dump(tool: Path, *arguments: str | Path, folder: Path | None = None) -> list[str]:
+    """The lines that a tool prints."""
+    run = subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True)
+    if run.returncode:
+        reason = (run.stderr.strip() or f"exit status {run.returncode}").splitlines()[-1]
+        raise Missing(f"{tool.name} {' '.join(map(str, arguments))} failed: {reason}")
+    return run.stdout.splitlines()
+
+
+class Kernels(dict[tuple[str, str], Kernel]):
+    """By architecture and symbol, filled from the three listings."""
+
+    def at(self, architecture: str, symbol: str) -> Kernel:
+        return self.setdefault((architecture, symbol), Kernel(symbol, architecture))
+
+    def read_resources(self, lines: Iterable[str]) -> None:
+        """cuobjdump --dump-resource-usage: registers and stack. Its shared memory counts what CUDA reserves."""
+        architecture = symbol = ""
+        for line in lines:
+            if match := re.match(r"\s*arch = (\w+)", line):
+                architecture = match[1]
+            elif match := re.match(r"\s*Function (\S+):", line):
+                symbol = match[1]
+            elif match := re.search(r"REG:(\d+) STACK:(\d+)", line):
+                kernel = self.at(architecture, symbol)
+                kernel.registers, kernel.stack = int(match[1]), int(match[2])
+
+    def read_sections(self, lines: Iterable[str]) -> None:
+        """cuobjdump --dump-elf: the size of a kernel's section of shared memory, and its launch bounds."""
+        architecture = symbol = attribute = ""
+        for line in lines:
+            if match := re.match(r"\s*arch = (\w+)", line):
+                architecture, symbol = match[1], ""
+            elif match := re.match(r"\s*\w+\s+\w+\s+(\w+)\s+\w+\s+\w+\s+NOBITS\b.*\s\.nv\.shared\.(\S+)$", line):
+                if not match[2].startswith("reserved"):
+                    reserved = RESERVED if int(re.sub(r"\D", "", architecture)) >= 90 else 0
+                    self.at(architecture, match[2]).shared = max(0, int(match[1], 16) - reserved)
+            elif match := re.match(r"\.nv\.info\.(\S+)$", line):
+                symbol = match[1]
+            elif line.startswith("."):
+                symbol = ""
+            elif match := re.match(r"\s*Attribute:\s*(\w+)", line):
+                attribute = match[1]
+            elif symbol and attribute in ("EIATTR_MAX_THREADS", "EIATTR_REQNTID"):
+                if match := re.match(r"\s*Value:\s*0x(\w+) 0x(\w+) 0x(\w+)", line):
+                    x, y, z = (int(number, 16) for number in match.groups())
+                    self.at(architecture, symbol).threads = x * y * z
+
+    def read_instructions(self, lines: Iterable[str]) -> None:
+        """nvdisasm --print-code; functions that a kernel calls stand in its section and count as its own."""
+        architecture, kernel = "", None
+        for line in lines:
+            if kernel and (match := INSTRUCTION.match(line)):
+                kernel.instructions[match[1]] += 1
+            elif match := re.match(r"\s*\.target\s+(\w+)", line):
+                architecture, kernel = match[1], None
+            elif match := re.match(r"\.text\.(\S+):$", line):
+                kernel = self.at(architecture, match[1])
+
+
+def short_name(demangled: str) -> str:
+    """A kernel's name with its template arguments; without namespaces, parameters, result and casts.
+
+    >>> short_name("void dsc::cuda::sum_kernel<float, dsc::Rule<(dsc::Kind)2> >(float const*, long)")
+    'sum_kernel<float, Rule<2>>'
+    """
+    depth = 0
+    for index, letter in enumerate(demangled):
+        depth += {"<": 1, ">": -1}.get(letter, 0)
+        if letter == "(" and depth == 0 and not demangled.startswith("(anonymous namespace)", index):
+            demangled = demangled[:index]
+            break
+    name = demangled.removeprefix("void ").replace("(anonymous namespace)::", "")
+    name = re.sub(r"\([\w:]+\)(?=-?\d)", "", name)
+    return re.sub(r"\b\w+::", "", name).replace("> >", ">>").replace("> >", ">>").strip()
+
+
+def short_names(symbols: list[str]) -> list[str]:
+    tool = shutil.which("c++filt")
+    if tool is None:
+        raise Missing("c++filt was not found: it comes with the compiler's binutils")
+    run = subprocess.run([tool], input="\n".join(symbols), capture_output=True, text=True, check=True)
+    return [short_name(line) for line in run.stdout.splitlines()]
+
+
+def read_kernels(file: Path) -> list[Kernel]:
+    """All kernels of an object or a library, by name and architecture."""
+    if not file.is_file():
+        raise Missing(f"{file} is not there")
+    cuobjdump, nvdisasm, kernels = find_tool("cuobjdump"), find_tool("nvdisasm"), Kernels()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        dump(cuobjdump, "--extract-elf", "all", file.absolute(), folder=Path(folder))
+        listings = [pool.submit(dump, nvdisasm, "--print-code", cubin) for cubin in sorted(Path(folder).iterdir())]
+        kernels.read_resources(dump(cuobjdump, "--dump-resource-usage", file))
+        kernels.read_sections(dump(cuobjdump, "--dump-elf", file))
+        for listing in listings:
+            kernels.read_instructions(listing.result())
+    found = list(kernels.values())
+    for kernel, name in zip(found, short_names([kernel.symbol for kernel in found]), strict=True):
+        kernel.name = name
+    return sorted(found, key=lambda kernel: (kernel.name, len(kernel.architecture), kernel.architecture))
