@@ -13,11 +13,16 @@ TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 # The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
 PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: help demo test bench lint clean
+# What reads compiled CUDA kernels; these packages exist for Linux only.
+CUDA_TOOLS := $(shell sed -n 's/^cuda-check = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+
+.PHONY: help demo test test-gpu cuda-check bench lint clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
+	@echo "make cuda-check  hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
+	@echo "make test-gpu    on a machine with a GPU: run the CUDA kernels' tests, write tests/results/GPU.json to commit"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
 	@echo "             ARGS=--check: against the committed results)"
 	@echo "make lint    check the style of Python and C++"
@@ -30,6 +35,12 @@ demo: $(installed)
 
 test: $(installed)
 	$(python) -m pytest $(ARGS)
+
+cuda-check: $(installed) $(venv)/cuda-tools
+	cd tests && ../$(python) -m cuda_static $(ARGS)
+
+test-gpu: $(installed)
+	$(python) -m pytest tests/test_gpu.py --device cuda $(ARGS)
 
 bench: $(installed) $(venv)/peer
 	$(python) -m benchmarks $(ARGS)
@@ -50,6 +61,9 @@ $(installed): $(cpp) setup.py pyproject.toml
 
 $(venv)/peer: $(installed)
 	-$(python) -m pip install "$(PEER)" && touch $@
+
+$(venv)/cuda-tools: $(installed)
+	$(python) -m pip install $(CUDA_TOOLS) && touch $@
 
 clean:
 	rm -rf $(venv) build dist *.egg-info dsc_ops/*.so .pytest_cache .ruff_cache

@@ -17,14 +17,16 @@ def parser() -> argparse.ArgumentParser:
         prog="make cuda-check, or in tests/ python -m cuda_static",
         description="Hold compiled CUDA kernels against their budget, tests/cuda_static/budget.json: registers, shared "
         "memory, no spills and no stack, the 128-bit and matrix instructions that were promised, occupancy. No GPU, "
-        "driver or nvcc is needed. Exit status 0 when all keep to it, 1 on a breach, 2 when something needed is not there.",
+        "driver or nvcc is needed. Exit status: 0 when all keep to it, 1 on a breach, 2 when something is missing.",
         epilog=budget.__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="*", type=Path, help="objects or libraries (default: dsc_ops/_cuda*.so)")
     parser.add_argument("--update", action="store_true", help="write what was measured into the budget")
     parser.add_argument("--budget", type=Path, default=budget.FILE, metavar="FILE", help="another budget")
-    parser.add_argument("--instructions", metavar="WORD", help="list the instructions of kernels with this in their name")
+    parser.add_argument(
+        "--instructions", metavar="WORD", help="list the instructions of kernels with this in their name"
+    )
     return parser
 
 

@@ -81,7 +81,9 @@ def write(path: Path, measured: dict[str, dict[str, Any]]) -> None:
     promises = lines(json.dumps(promise) for promise in content["promises"])
     kernels = lines(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in measured.items())
     architectures = json.dumps(content["architectures"])
-    text = f'{{\n "architectures": {architectures},\n "promises": [\n{promises}\n ],\n "kernels": {{\n{kernels}\n }}\n}}\n'
+    text = (
+        f'{{\n "architectures": {architectures},\n "promises": [\n{promises}\n ],\n "kernels": {{\n{kernels}\n }}\n}}\n'
+    )
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
@@ -145,7 +147,9 @@ def breaches_of(row: Row, budget: Budget) -> list[str]:
                 found.append(f"{count} {words}, promised are {least}")
         if row.occupancy.percent < promise.occupancy:
             limits = " and ".join(row.occupancy.limits) or "shared memory of a block"
-            found.append(f"occupancy {row.occupancy.percent:.0f} %, limited by {limits}; promised {promise.occupancy} %")
+            found.append(
+                f"occupancy {row.occupancy.percent:.0f} %, limited by {limits}; promised {promise.occupancy} %"
+            )
     entry = budget.kernels.get(kernel.name)
     if entry is None:
         return [*found, "it has no budget"]
@@ -199,7 +203,9 @@ def table(rows: list[Row], budget: Budget) -> list[str]:
         groups.setdefault(row.kernel.name, {})[row.kernel.architecture] = row
     lines = [["kernel", *columns]]
     for name, group in sorted(groups.items()):
-        values = [[str(value(group[a])) if a in group else "-" for a in budget.architectures] for value in columns.values()]
+        values = [
+            [str(value(group[a])) if a in group else "-" for a in budget.architectures] for value in columns.values()
+        ]
         lines.append([name, *(cell[0] if len(set(cell)) == 1 else "/".join(cell) for cell in values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [

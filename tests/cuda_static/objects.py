@@ -1,7 +1,7 @@
 """Kernels as they stand in a compiled object: registers, stack, shared memory, threads and instructions.
 
-All of it is read from what cuobjdump and nvdisasm print, of NVIDIA's packages (the extra ``cuda-check``): no GPU, driver
-or nvcc takes part.
+All of it is read from what cuobjdump and nvdisasm print, of NVIDIA's packages (the extra ``cuda-check``): no GPU,
+driver or nvcc takes part.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ MOST_THREADS = 1024  # of a block without launch bounds
 RESERVED = 1024  # bytes of CUDA's own, from sm_90 on the first ones of a kernel's section; ptxas -v does not count them
 
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+
+SHARED_SECTION = re.compile(r"\s*\w+\s+\w+\s+(\w+)\s+\w+\s+\w+\s+NOBITS\b.*\s\.nv\.shared\.(?!reserved)(\S+)$")
 
 # What is counted, by the names of machine instructions. HFMA2.MMA and IMAD are ordinary arithmetic.
 COUNTED = {
@@ -84,55 +86,66 @@ def dump(tool: Path, *arguments: str | Path, folder: Path | None = None) -> list
     return run.stdout.splitlines()
 
 
-class Kernels(dict[tuple[str, str], Kernel]):
-    """By architecture and symbol, filled from the three listings."""
+def read_resources(kernels: dict[str, Kernel], lines: Iterable[str]) -> None:
+    """cuobjdump --dump-resource-usage: registers and stack. Its shared memory counts what CUDA reserves."""
+    symbol = ""
+    for line in lines:
+        if match := re.match(r"\s*Function (\S+):", line):
+            symbol = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+)", line):
+            kernels[symbol].registers, kernels[symbol].stack = int(match[1]), int(match[2])
 
-    def at(self, architecture: str, symbol: str) -> Kernel:
-        return self.setdefault((architecture, symbol), Kernel(symbol, architecture))
 
-    def read_resources(self, lines: Iterable[str]) -> None:
-        """cuobjdump --dump-resource-usage: registers and stack. Its shared memory counts what CUDA reserves."""
-        architecture = symbol = ""
-        for line in lines:
-            if match := re.match(r"\s*arch = (\w+)", line):
-                architecture = match[1]
-            elif match := re.match(r"\s*Function (\S+):", line):
-                symbol = match[1]
-            elif match := re.search(r"REG:(\d+) STACK:(\d+)", line):
-                kernel = self.at(architecture, symbol)
-                kernel.registers, kernel.stack = int(match[1]), int(match[2])
+def read_sections(kernels: dict[str, Kernel], lines: Iterable[str]) -> None:
+    """cuobjdump --dump-elf: the size of a kernel's section of shared memory, and its launch bounds."""
+    symbol = attribute = ""
+    for line in lines:
+        if line.startswith("0x"):
+            continue  # the contents of sections: most of the lines
+        if match := SHARED_SECTION.match(line):
+            kernel = kernels[match[2]]
+            reserved = RESERVED if int(re.sub(r"\D", "", kernel.architecture)) >= 90 else 0
+            kernel.shared = max(0, int(match[1], 16) - reserved)
+        elif match := re.match(r"\.nv\.info\.(\S+)$", line):
+            symbol = match[1]
+        elif line.startswith("."):
+            symbol = ""
+        elif match := re.match(r"\s*Attribute:\s*(\w+)", line):
+            attribute = match[1]
+        elif symbol and attribute in ("EIATTR_MAX_THREADS", "EIATTR_REQNTID"):
+            if match := re.match(r"\s*Value:\s*0x(\w+) 0x(\w+) 0x(\w+)", line):
+                x, y, z = (int(number, 16) for number in match.groups())
+                kernels[symbol].threads = x * y * z
 
-    def read_sections(self, lines: Iterable[str]) -> None:
-        """cuobjdump --dump-elf: the size of a kernel's section of shared memory, and its launch bounds."""
-        architecture = symbol = attribute = ""
-        for line in lines:
-            if match := re.match(r"\s*arch = (\w+)", line):
-                architecture, symbol = match[1], ""
-            elif match := re.match(r"\s*\w+\s+\w+\s+(\w+)\s+\w+\s+\w+\s+NOBITS\b.*\s\.nv\.shared\.(\S+)$", line):
-                if not match[2].startswith("reserved"):
-                    reserved = RESERVED if int(re.sub(r"\D", "", architecture)) >= 90 else 0
-                    self.at(architecture, match[2]).shared = max(0, int(match[1], 16) - reserved)
-            elif match := re.match(r"\.nv\.info\.(\S+)$", line):
-                symbol = match[1]
-            elif line.startswith("."):
-                symbol = ""
-            elif match := re.match(r"\s*Attribute:\s*(\w+)", line):
-                attribute = match[1]
-            elif symbol and attribute in ("EIATTR_MAX_THREADS", "EIATTR_REQNTID"):
-                if match := re.match(r"\s*Value:\s*0x(\w+) 0x(\w+) 0x(\w+)", line):
-                    x, y, z = (int(number, 16) for number in match.groups())
-                    self.at(architecture, symbol).threads = x * y * z
 
-    def read_instructions(self, lines: Iterable[str]) -> None:
-        """nvdisasm --print-code; functions that a kernel calls stand in its section and count as its own."""
-        architecture, kernel = "", None
-        for line in lines:
-            if kernel and (match := INSTRUCTION.match(line)):
-                kernel.instructions[match[1]] += 1
-            elif match := re.match(r"\s*\.target\s+(\w+)", line):
-                architecture, kernel = match[1], None
-            elif match := re.match(r"\.text\.(\S+):$", line):
-                kernel = self.at(architecture, match[1])
+def read_instructions(kernels: dict[str, Kernel], lines: Iterable[str]) -> None:
+    """nvdisasm --print-code; functions that a kernel calls stand in its section and count as its own."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        if match := INSTRUCTION.match(line):
+            counts[match[1]] += 1
+        elif match := re.match(r"\.text\.(\S+):$", line):
+            counts = kernels[match[1]].instructions
+
+
+class Kernels(dict[str, Kernel]):
+    """The kernels of one architecture by symbol; a new one where none was."""
+
+    def __init__(self, architecture: str):
+        super().__init__()
+        self.architecture = architecture
+
+    def __missing__(self, symbol: str) -> Kernel:
+        return self.setdefault(symbol, Kernel(symbol, self.architecture))
+
+
+def read_cubin(file: Path) -> list[Kernel]:
+    """The kernels of one source file for one architecture, which cuobjdump names: x.1.sm_80.cubin."""
+    cuobjdump, kernels = find_tool("cuobjdump"), Kernels(file.suffixes[-2].removeprefix("."))
+    read_resources(kernels, dump(cuobjdump, "--dump-resource-usage", file))
+    read_sections(kernels, dump(cuobjdump, "--dump-elf", file))
+    read_instructions(kernels, dump(find_tool("nvdisasm"), "--print-code", file))
+    return list(kernels.values())
 
 
 def short_name(demangled: str) -> str:
@@ -161,18 +174,12 @@ def short_names(symbols: list[str]) -> list[str]:
 
 
 def read_kernels(file: Path) -> list[Kernel]:
-    """All kernels of an object or a library, by name and architecture."""
+    """All kernels of an object or a library, by name and architecture; some stand in it more than once."""
     if not file.is_file():
         raise Missing(f"{file} is not there")
-    cuobjdump, nvdisasm, kernels = find_tool("cuobjdump"), find_tool("nvdisasm"), Kernels()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        dump(cuobjdump, "--extract-elf", "all", file.absolute(), folder=Path(folder))
-        listings = [pool.submit(dump, nvdisasm, "--print-code", cubin) for cubin in sorted(Path(folder).iterdir())]
-        kernels.read_resources(dump(cuobjdump, "--dump-resource-usage", file))
-        kernels.read_sections(dump(cuobjdump, "--dump-elf", file))
-        for listing in listings:
-            kernels.read_instructions(listing.result())
-    found = list(kernels.values())
+        dump(find_tool("cuobjdump"), "--extract-elf", "all", file.absolute(), folder=Path(folder))
+        found = [kernel for kernels in pool.map(read_cubin, sorted(Path(folder).iterdir())) for kernel in kernels]
     for kernel, name in zip(found, short_names([kernel.symbol for kernel in found]), strict=True):
         kernel.name = name
     return sorted(found, key=lambda kernel: (kernel.name, len(kernel.architecture), kernel.architecture))

@@ -1,4 +1,4 @@
-"""How much of a multiprocessor a kernel fills, by NVIDIA's cuda_occupancy.h: occupancy.cpp, compiled for the occasion."""
+"""How much of a multiprocessor a kernel fills, by NVIDIA's cuda_occupancy.h: occupancy.cpp, compiled when asked."""
 
 from __future__ import annotations
 
