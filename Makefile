@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Where make bench measures: cpu or cuda.
+DEVICE ?= cpu
 
 venv := .venv
 python := $(venv)/bin/python
@@ -24,7 +26,7 @@ help:
 	@echo "make cuda-check  hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
 	@echo "make test-gpu    on a machine with a GPU: run the CUDA kernels' tests, write tests/results/GPU.json to commit"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
-	@echo "             ARGS=--check: against the committed results)"
+	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
 	@echo "make clean   remove what was built and installed here, but not runs/"
 	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
@@ -43,7 +45,7 @@ test-gpu: $(installed)
 	$(python) -m pytest tests/test_gpu.py --device cuda $(ARGS)
 
 bench: $(installed) $(venv)/peer
-	$(python) -m benchmarks $(ARGS)
+	$(python) -m benchmarks --device $(DEVICE) $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff check .

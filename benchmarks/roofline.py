@@ -1,4 +1,4 @@
-"""What CUDA kernels cost at least: bytes, operations and predicted times, from shapes and densities. No measurement.
+"""What CUDA kernels are to cost: bytes, operations and predicted times, from shapes and densities. No measurement.
 
 A kernel takes as long as the slowest of four things that a GPU does side by side, each at its datasheet's rate:
 
@@ -33,8 +33,8 @@ WIDEST = 512  # products of an atom with a patch, up to which the kernels for pa
 MASK, OFFSET, PADDING, VALUE = 8.0, 4 / 8, 6 / 8, 4.0
 SYNTHESIS_TILE, ANALYSIS_TILE = (16, 32), (8, 32)  # code pixels of a block
 PARTIALS = 256  # blocks that each write their own sums of a weight's gradient
-# Instructions of a thread: for each fused multiply-add of the analysis (loads of weights and signal are shared by many),
-# for each atom of a pixel in its threshold and packing, and for each product of the sparse kernels (a load besides).
+# Instructions of a thread: for each fused multiply-add of the analysis (many share a load of weights and signal), for
+# each atom of a pixel in its threshold and packing, and for each product of the sparse kernels (a load besides).
 ANALYSIS_INSTRUCTIONS, EPILOGUE_INSTRUCTIONS, SPARSE_INSTRUCTIONS = 242 / 224, 24, 2
 
 
@@ -62,6 +62,13 @@ DEVICES = {
     "A100": Device("A100-SXM4-80GB", 2039e9, 19.5e12, 108, 1.41e9),
     "H100": Device("H100-SXM5-80GB", 3350e9, 67e12, 132, 1.98e9),
     "RTX 4090": Device("GeForce RTX 4090", 1008e9, 82.6e12, 128, 2.52e9),
+}
+# The ends of torch's names of GPUs that have these limits; other models of a family have others.
+NAMES = {
+    "A100-SXM4-80GB": DEVICES["A100"],
+    "H100 80GB HBM3": DEVICES["H100"],
+    "H200": Device("H200-SXM5-141GB", 4800e9, 67e12, 132, 1.98e9),
+    "GeForce RTX 4090": DEVICES["RTX 4090"],
 }
 
 
@@ -354,7 +361,7 @@ def packed_minimum(shape: Shape, direction: str) -> float:
 
 def device_named(name: str) -> Device | None:
     """The limits of a GPU as torch names it; None when its datasheet is not here."""
-    return next((device for key, device in DEVICES.items() if key in name), None)
+    return next((device for end, device in NAMES.items() if name.endswith(end)), None)
 
 
 def microseconds(work: Work, device: Device) -> str:
