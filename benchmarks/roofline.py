@@ -20,6 +20,7 @@ CPU (`mean_density` in benchmarks/results).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -373,15 +374,16 @@ def report(
 ) -> list[str]:
     """The lines that `python -m benchmarks --roofline` prints."""
     lines = [
-        "PREDICTIONS, NOT MEASUREMENTS: bytes, operations and times that follow from shapes and datasheets alone; no",
-        "kernel ran. A time in microseconds is the largest of memory, fp32, shared memory and instruction issue, whose",
-        "name stands beside it; no launches, no idle multiprocessors, no caches (benchmarks/roofline.py).",
+        "PREDICTIONS, NOT MEASUREMENTS: bytes, operations and times that follow from shapes and datasheets alone, for",
+        "kernels as they are designed; none ran. A time in microseconds is the largest of memory, fp32, shared memory",
+        "and instruction issue, whose name stands beside it; no launches, no idle multiprocessors, no caches",
+        "(benchmarks/roofline.py).",
         *("Limits of " + limit for limit in map(limits_of, DEVICES.values())),
     ]
     for case in cases:
         for density in densities:
             lines += ["", *case_lines(case, density, iterations)]
-    return [*lines, "", "All of the above are predictions, not measurements."]
+    return [*(line.rstrip() for line in lines), "", "All of the above are predictions, not measurements."]
 
 
 def limits_of(device: Device) -> str:
@@ -399,25 +401,26 @@ def case_lines(case: Case, density: float, iterations: int) -> list[str]:
     kind = "library products and fused thresholds" if shape.wide else "packed codes"
     lines = [
         f"{case.name}: density {density:g} of the last code, {mean:.3g} in the mean; {kind}; prediction",
-        f"  {'a step':27}{'MB':>9}{'bytes/px':>10}{'MFLOP':>10}" + "".join(f"{key + ', us':>18}" for key in DEVICES),
+        f"  {'a step':35}{'MB':>9}{'bytes/px':>10}{'MFLOP':>10}" + "".join(f"{key + ', us':>18}" for key in DEVICES),
     ]
     for direction, schedule in found.items():
-        for name in (*schedule.later, *schedule.once):
+        for name, count in Counter([*schedule.later, *schedule.once]).items():
             work = schedule.table[name](shape)
-            label = f"{direction} {name}" + (" (once)" if name in schedule.once else "")
+            often = " (once)" if name in schedule.once else f" ({count} times)" if count > 1 else ""
+            label = f"{direction} {name}{often}"
             lines.append(
-                f"  {label:27}{work.bytes / 1e6:9.2f}{work.bytes / shape.pixels:10.1f}{work.operations / 1e6:10.1f} "
+                f"  {label:35}{work.bytes / 1e6:9.2f}{work.bytes / shape.pixels:10.1f}{work.operations / 1e6:10.1f} "
                 + "".join(microseconds(work, device) for device in DEVICES.values())
             )
         works = [schedule.table[name](shape) for name in schedule.later]
         moved, least = sum(work.bytes for work in works), packed_minimum(shape, direction)
         lines.append(
-            f"  {direction + ', all':27}{moved / 1e6:9.2f}{moved / shape.pixels:10.1f}"
+            f"  {direction + ', all':35}{moved / 1e6:9.2f}{moved / shape.pixels:10.1f}"
             f"{sum(work.operations for work in works) / 1e6:10.1f} "
             + "".join(f"{sum(w.seconds(device) for w in works) * 1e6:9.1f}{'':8}" for device in DEVICES.values())
         )
         lines.append(
-            f"  {'  packed minimum':27}{least / 1e6:9.2f}{least / shape.pixels:10.1f}{'':11}"
+            f"  {'  packed minimum':35}{least / 1e6:9.2f}{least / shape.pixels:10.1f}{'':11}"
             + "".join(f"{least / device.bandwidth * 1e6:9.1f} memory " for device in DEVICES.values())
             + f" {moved / least:.2f} times its bytes"
         )
@@ -425,8 +428,8 @@ def case_lines(case: Case, density: float, iterations: int) -> list[str]:
         options = {"mode": mode, "iterations": iterations}
         ours = [predict(case, mean, device, **options) * 1e6 for device in DEVICES.values()]
         eager = [predict_eager(case, mean, device, **options) * 1e6 for device in DEVICES.values()]
-        lines.append(f"  {f'{iterations} steps, {mode}':56} " + "".join(f"{value:9.1f}{'':8}" for value in ours))
-        lines.append(f"  {'  eager':56} " + "".join(f"{value:9.1f}{'':8}" for value in eager))
+        lines.append(f"  {f'{iterations} steps, {mode}':64} " + "".join(f"{value:9.1f}{'':8}" for value in ours))
+        lines.append(f"  {'  eager':64} " + "".join(f"{value:9.1f}{'':8}" for value in eager))
         ratios = [theirs / mine for theirs, mine in zip(eager, ours, strict=True)]
-        lines.append(f"  {'  eager / fused':56} " + "".join(f"{value:9.2f}{'':8}" for value in ratios))
+        lines.append(f"  {'  eager / fused':64} " + "".join(f"{value:9.2f}{'':8}" for value in ratios))
     return lines

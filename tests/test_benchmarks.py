@@ -4,6 +4,7 @@ ratios, limits, memory, the regression guard and the files are what they are sai
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -715,3 +716,10 @@ def test_predictions_are_printed_as_such_for_every_case(capsys):
     assert program.main(["--roofline", "--cases", "signal", "--densities", "0.3"]) == 0
     told = capsys.readouterr().out
     assert "signal: density 0.3 of the last code, 0.45 in the mean" in told and "deep" not in told
+
+
+def test_the_document_shows_what_the_command_prints(capsys):
+    text = (program.ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"```\n\$ python -m benchmarks (.*)\n((?s:.*?))```", text).groups()
+    assert program.main(command.split()) == 0
+    assert capsys.readouterr().out == shown
