@@ -10,9 +10,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("skimage", reason="the benchmarks need pip install dsc_ops[examples]")
 pytest.importorskip("mlxtend", reason="the benchmarks need pip install dsc_ops[examples]")
@@ -552,6 +554,83 @@ def test_without_a_gpu_it_is_said_and_nothing_is_measured(small, monkeypatch, ca
     assert program.main(["--device", "cuda"]) == program.NO_GPU == 3
     assert capsys.readouterr().err.startswith("benchmarks: --device cuda needs a GPU")
     assert list(small.iterdir()) == []
+
+
+class OnTheCpu(TorchFunctionMode):
+    """Whatever is asked of a GPU is done on the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.device:
+            return function(*args, **(kwargs or {}))
+        moved = {name: "cpu" if value == "cuda" else value for name, value in (kwargs or {}).items()}
+        return function(*("cpu" if isinstance(value, str) and value == "cuda" else value for value in args), **moved)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A GPU whose allocator says 100 bytes and then 350, and which does not exist; a list of what was asked of it."""
+    asked = []
+    properties = SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30
+    )
+    answers = {
+        "is_available": True,
+        "get_device_name": properties.name,
+        "get_device_properties": properties,
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 100,
+        "max_memory_allocated": 350,
+    }
+    for name, answer in answers.items():
+
+        def reply(device=None, name=name, answer=answer):
+            asked.append(name)
+            return answer
+
+        monkeypatch.setattr(torch.cuda, name, reply)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: asked.append("torch.accelerator.synchronize"))
+    monkeypatch.setattr(timing, "TURN", 1e-3)
+    with OnTheCpu():
+        yield asked
+
+
+def test_a_run_on_a_gpu_from_end_to_end(small, pretended_gpu, capsys):
+    arguments = ["--device", "cuda", "--cases", "picture", "matrix", "--no-compile", "--densities", "0.1"]
+    arguments += ["--settings", "photographs", "--iterations", "3", "--memory-iterations", "3", "--repeats", "1"]
+    arguments += ["--sections", "cases", "memory", "calls"]
+    assert program.main(arguments) == 0
+    written = json.loads((small / "runs" / "benchmarks.json").read_text())
+    assert written["machine"]["name"] == "nvidia-h100-80gb-hbm3"
+    assert written["machine"]["gpu"]["allow_tf32"] is False and written["machine"]["gpu"]["capability"] == "9.0"
+    assert {row["section"] for row in written["rows"]} == {"cases", "memory"}  # a GPU has no use for the others
+    for row in written["rows"]:
+        if row["section"] == "memory":
+            assert all(entry["median"] == 250 for entry in row["contenders"].values())
+        if row["section"] == "cases":
+            known = roofline.DEVICES["H100"]
+            options = {"mode": row["mode"], "iterations": 3}
+            predicted = roofline.predict(SMALL[row["case"]], row["mean_density"], known, **options)
+            assert row["predicted_seconds"] == predicted > 0
+    steps = pretended_gpu[pretended_gpu.index("reset_peak_memory_stats") :]
+    assert steps[:4] == ["reset_peak_memory_stats", "memory_allocated", "synchronize", "max_memory_allocated"]
+    assert "ms predicted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["soft_threshold", "lista_step"])
+def test_operators_are_measured_on_a_gpu(name, pretended_gpu):
+    case = SMALL["picture"] if name in operators.CONVOLUTIONAL else None
+    row = operators.measure(name, "backward", case=case, shape=(2, 4, 8, 8), repeats=1, device="cuda")
+    assert row["ratio"] > 0 and pretended_gpu.count("synchronize") >= 4  # around each turn of two contenders
+
+
+def test_limits_of_a_gpu_tell_of_tensor_float_32_too(pretended_gpu):
+    found = timing.limits(1, device="cuda", size=64, mebibytes=32)
+    assert "torch.accelerator.synchronize" in pretended_gpu  # by the timer, before it reads the clock
+    assert found["gemm_gflops"] > 0 and found["gemm_tf32_gflops"] > 0 and found["copy_gbs"] > 0
+    assert "gemm_tf32_gflops" not in timing.limits(1, torch.float64, "cuda", size=64, mebibytes=32)
+    assert torch.backends.cuda.matmul.allow_tf32 is False and torch.backends.cudnn.allow_tf32 is True
 
 
 def test_a_row_of_a_known_gpu_is_printed_beside_its_prediction():
