@@ -139,7 +139,7 @@ def breaches_of(row: Row, budget: Budget) -> list[str]:
     if row.threads > kernel.threads:
         found.append(f"launched with {row.threads} threads, its launch bounds are {kernel.threads}")
     if promise is None:
-        found.append("no promise fits it")
+        found.append("no promise fits it, add one by hand")
     else:
         for name, words in INSTRUCTIONS.items():
             count, least = kernel.count(name), getattr(promise, name)
