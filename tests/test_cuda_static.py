@@ -250,6 +250,14 @@ def test_the_first_promise_that_fits_applies():
     assert first.promise("copy<float>").tensor == 1 and first.promise("copy<double>").tensor == 0
 
 
+def test_an_occupancy_may_be_promised_for_each_architecture():
+    half = replace(ROW, occupancy=Occupancy(4, 50.0, ("registers",)))
+    entry = BUDGET.kernels["copy<float>"] | {"occupancy": [50]}
+    for promised, kept in (({"sm_80": 50}, True), ({"sm_80": 51}, False), ({"sm_90": 100}, True)):
+        limits = replace(BUDGET, promises=[Promise("copy<*", promised)], kernels={"copy<float>": entry})
+        assert (budget.breaches([half], limits) == []) == kept
+
+
 def test_matrix_instructions_and_copies_are_held_to_their_promise():
     asked = replace(BUDGET, promises=[Promise("copy<*", 50, copies128=1, shared128=1, tensor=2)])
     found = " ".join(budget.breaches([ROW], asked))

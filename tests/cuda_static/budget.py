@@ -5,7 +5,7 @@ budget.json has two parts:
 ``promises``, written by hand: rules of which the first whose pattern fits a kernel applies to it.
 
     kernels         a pattern as in a shell, for the names that the table shows
-    occupancy       the least per cent of a multiprocessor's warps, on every architecture
+    occupancy       the least per cent of a multiprocessor's warps, on every architecture, or {"sm_80": 50, ...}
     loads128, stores128, copies128, shared128, tensor
                     the least number of instructions: 128-bit loads from and stores to global memory, 128-bit copies
                     from global to shared memory, 128-bit accesses to shared memory, matrix instructions (default 0)
@@ -44,7 +44,7 @@ INSTRUCTIONS = {
 @dataclass(frozen=True)
 class Promise:
     kernels: str
-    occupancy: float
+    occupancy: float | dict[str, float]
     loads128: int = 0
     stores128: int = 0
     copies128: int = 0
@@ -53,6 +53,9 @@ class Promise:
     dynamic_shared: int = 0
     threads: int | None = None
     why: str = ""
+
+    def least_occupancy(self, architecture: str) -> float:
+        return self.occupancy.get(architecture, 0) if isinstance(self.occupancy, dict) else self.occupancy
 
     def fits(self, name: str) -> bool:
         return fnmatch.fnmatchcase(name, re.sub(r"\[", "[[]", self.kernels))
@@ -145,11 +148,10 @@ def breaches_of(row: Row, budget: Budget) -> list[str]:
             count, least = kernel.count(name), getattr(promise, name)
             if count < least:
                 found.append(f"{count} {words}, promised are {least}")
-        if row.occupancy.percent < promise.occupancy:
+        least = promise.least_occupancy(kernel.architecture)
+        if row.occupancy.percent < least:
             limits = " and ".join(row.occupancy.limits) or "shared memory of a block"
-            found.append(
-                f"occupancy {row.occupancy.percent:.0f} %, limited by {limits}; promised {promise.occupancy} %"
-            )
+            found.append(f"occupancy {row.occupancy.percent:.0f} %, limited by {limits}; promised {least} %")
     entry = budget.kernels.get(kernel.name)
     if entry is None:
         return [*found, "it has no budget"]
