@@ -35,8 +35,12 @@ def pytest_configure(config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
-    if config.getoption("--device") == "cuda":
-        terminalreporter.write_line(gpu_results.write(terminalreporter.stats, int(exitstatus)))
+    if config.getoption("--device") != "cuda":
+        return
+    chosen = any("::" in argument for argument in config.args)
+    whole = not chosen and gpu_results.is_whole(terminalreporter.stats, terminalreporter._session.testscollected)
+    said = gpu_results.write(terminalreporter.stats, int(exitstatus)) if whole else gpu_results.PART
+    terminalreporter.write_line(said)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from typing import Any
 from benchmarks.machine import machine, machine_name, write_whole
 
 FOLDER = Path(__file__).parent / "results"
+COUNTED = ("passed", "failed", "error", "skipped", "xfailed")
+PART = "No results were written: only a part of the tests ran."
 NO_GPU = 3  # the exit status where a GPU was asked for and none can be used
 
 
@@ -20,12 +22,16 @@ def obstacle(gpu: bool, cuda_reason: str) -> str:
     return cuda_reason
 
 
+def is_whole(stats: Mapping[str, Sequence[Any]], collected: int) -> bool:
+    """Whether all tests ran: none was left out by -k, and none after a failure or an interruption."""
+    return not stats.get("deselected") and 0 < collected <= sum(len(stats.get(name, ())) for name in COUNTED)
+
+
 def record(stats: Mapping[str, Sequence[Any]], exitstatus: int, facts: dict[str, Any]) -> dict[str, Any]:
     """What ran where, and how it ended; names of what failed, and reasons of what was skipped."""
-    counted = ("passed", "failed", "error", "skipped", "xfailed")
     return {
         "exit_status": exitstatus,
-        "counts": {name: len(stats.get(name, ())) for name in counted},
+        "counts": {name: len(stats.get(name, ())) for name in COUNTED},
         "failed": sorted(report.nodeid for name in ("failed", "error") for report in stats.get(name, ())),
         "skipped": sorted({f"{skip.nodeid}: {reason_of(skip)}" for skip in stats.get("skipped", ())}),
         "machine": facts,
@@ -37,9 +43,7 @@ def reason_of(report) -> str:
 
 
 def write(stats: Mapping[str, Sequence[Any]], exitstatus: int, folder: Path | None = None, facts=None) -> str:
-    """Write the record of a whole run, and say where; a part of the tests is no record."""
-    if stats.get("deselected") or not (stats.get("passed") or stats.get("failed")):
-        return "No results were written: only a part of the tests ran."
+    """Write the record, and say where."""
     facts = facts or machine("cuda")
     path = (folder or FOLDER) / f"{machine_name(facts)}.json"
     write_whole(path, json.dumps(record(stats, exitstatus, facts), indent=1) + "\n")

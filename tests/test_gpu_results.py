@@ -51,7 +51,15 @@ def test_a_whole_run_is_recorded(tmp_path):
     assert written["skipped"] == ["d: Skipped: needs two GPUs"]
 
 
-@pytest.mark.parametrize("stats", [{"passed": [report("a")], "deselected": [report("b")]}, {}])
-def test_a_part_of_the_tests_is_no_record(stats, tmp_path):
-    assert "only a part" in gpu_results.write(stats, 0, tmp_path, FACTS)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("stats", "collected", "whole"),
+    [
+        ({"passed": [report("a")], "skipped": [report("b")]}, 2, True),
+        ({"passed": [report("a")], "failed": [report("b")], "error": [report("b")]}, 2, True),
+        ({"passed": [report("a")], "deselected": [report("b")]}, 1, False),
+        ({"failed": [report("a")]}, 2, False),  # pytest -x
+        ({}, 0, False),
+    ],
+)
+def test_a_part_of_the_tests_is_no_record(stats, collected, whole):
+    assert gpu_results.is_whole(stats, collected) == whole
