@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Where make bench measures: cpu or cuda.
+DEVICE ?= cpu
 
 venv := .venv
 python := $(venv)/bin/python
@@ -13,14 +15,19 @@ TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 # The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
 PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-cuda-sim bench lint clean
+# What reads compiled CUDA kernels; these packages exist for Linux only.
+CUDA_TOOLS := $(shell sed -n 's/^cuda-check = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+
+.PHONY: help demo test test-cuda-sim test-gpu cuda-check bench lint clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
 	@echo "make test-cuda-sim   only those of the CUDA kernels, which run on the CPU: no GPU is needed"
+	@echo "make cuda-check  hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
+	@echo "make test-gpu    on a machine with a GPU: run the CUDA kernels' tests, write tests/results/GPU.json to commit"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
-	@echo "             ARGS=--check: against the committed results)"
+	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
 	@echo "make clean   remove what was built and installed here, but not runs/"
 	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
@@ -35,8 +42,14 @@ test: $(installed)
 test-cuda-sim: $(installed)
 	$(python) -m pytest $(wildcard tests/test_cuda_*.py) $(ARGS)
 
+cuda-check: $(installed) $(venv)/cuda-tools
+	cd tests && ../$(python) -m cuda_static $(ARGS)
+
+test-gpu: $(installed)
+	$(python) -m pytest tests/test_gpu.py --device cuda $(ARGS)
+
 bench: $(installed) $(venv)/peer
-	$(python) -m benchmarks $(ARGS)
+	$(python) -m benchmarks --device $(DEVICE) $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff check .
@@ -54,6 +67,9 @@ $(installed): $(cpp) setup.py pyproject.toml
 
 $(venv)/peer: $(installed)
 	-$(python) -m pip install "$(PEER)" && touch $@
+
+$(venv)/cuda-tools: $(installed)
+	$(python) -m pip install $(CUDA_TOOLS) && touch $@
 
 clean:
 	rm -rf $(venv) build dist *.egg-info dsc_ops/*.so .pytest_cache .ruff_cache

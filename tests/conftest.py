@@ -1,4 +1,4 @@
-"""What the tests share: seeds, and how near a result has to be to the truth."""
+"""What the tests share: seeds, the instruction set levels of the CPU, and the device that tests/test_gpu.py runs on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,41 @@ import os
 # Many small parallel regions on a machine that others use too: waiting threads are to sleep, not to spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gpu_results
 import pytest
 import torch
 from cuda_sim_build import cuda_sim, ops  # noqa: F401 (fixtures)
 
+import dsc_ops
 from dsc_ops import _C
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="run tests/test_gpu.py on this device: cuda needs a GPU and the CUDA kernels, ends with exit status "
+        f"{gpu_results.NO_GPU} without them, and writes tests/results/GPU.json; cpu tries the tests themselves",
+    )
+
+
+def pytest_configure(config) -> None:
+    device = config.getoption("--device")
+    os.environ.pop("DSC_OPS_TEST_DEVICE", None)
+    if device is None:
+        return
+    os.environ["DSC_OPS_TEST_DEVICE"] = device  # read where test_gpu.py is imported
+    if device == "cuda" and (obstacle := gpu_results.obstacle(torch.cuda.is_available(), dsc_ops._library.cuda_reason)):
+        pytest.exit(f"the tests on a GPU cannot run here: {obstacle}", returncode=gpu_results.NO_GPU)
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
+    if config.getoption("--device") != "cuda":
+        return
+    chosen = any("::" in argument for argument in config.args)
+    whole = not chosen and gpu_results.is_whole(terminalreporter.stats, terminalreporter._session.testscollected)
+    said = gpu_results.write(terminalreporter.stats, int(exitstatus)) if whole else gpu_results.PART
+    terminalreporter.write_line(said)
 
 
 @pytest.fixture(autouse=True)
