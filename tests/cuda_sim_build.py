@@ -131,6 +131,18 @@ def schemas() -> list[str]:
     return [schema for schema in joined if schema.split("(")[0] in implemented]
 
 
+@contextlib.contextmanager
+def new_tensors_filled():
+    """What torch.empty returns is NaN. torch.use_deterministic_algorithms would do it, but first imports its compiler."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before, warn_only=warn_only)
+
+
 class Operators:
     """torch.ops.dsc_ops_cuda_sim, each call under another order of blocks and threads, with NaN in new tensors."""
 
@@ -153,12 +165,8 @@ class Operators:
         def call(*arguments, **options):
             self.seed += 1
             self.set_seed(self.seed)
-            before = torch.are_deterministic_algorithms_enabled()
-            torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
-            try:
+            with new_tensors_filled():
                 return operator(*arguments, **options)
-            finally:
-                torch.use_deterministic_algorithms(before)
 
         return call
 
