@@ -23,9 +23,12 @@ CUDA_TOOLS := $(shell sed -n 's/^cuda-check = \[\(.*\)\]/\1/p' pyproject.toml | 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
-	@echo "make test-cuda-sim   only those of the CUDA kernels, which run on the CPU: no GPU is needed"
-	@echo "make cuda-check  hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
-	@echo "make test-gpu    on a machine with a GPU: run the CUDA kernels' tests, write tests/results/GPU.json to commit"
+	@echo "make test-cuda-sim"
+	@echo "             only the tests of the CUDA kernels, whose source runs on the CPU: no GPU is needed"
+	@echo "make cuda-check"
+	@echo "             hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
+	@echo "make test-gpu"
+	@echo "             on a machine with a GPU: run the tests there, write tests/results/GPU.json to commit"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
 	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
@@ -43,7 +46,7 @@ test-cuda-sim: $(installed)
 	$(python) -m pytest $(wildcard tests/test_cuda_*.py) $(ARGS)
 
 cuda-check: $(installed) $(venv)/cuda-tools
-	cd tests && ../$(python) -m cuda_static $(ARGS)
+	PYTHONPATH=tests $(python) -m cuda_static $(ARGS)
 
 test-gpu: $(installed)
 	$(python) -m pytest tests/test_gpu.py --device cuda $(ARGS)

@@ -3,10 +3,10 @@
 //   u = scale A_W(plane) + bias + a code + another code,   out = T(u), packed,   or   out = u on the support of a code
 //
 // A block has a slab of 64 atoms and a tile of 16 x 8 code pixels, a warp one row of it. The tile of the plane and, a
-// piece at a time, the weights are in shared memory. Products keeps a warp's 16 pixels x 64 atoms in registers. When all
-// warps have them, stage() lays them out where plane and weights were: two runs of 8 pixels, in each of which a lane finds
-// 16 atoms of one pixel, the order of a packed run. The atoms of lane l are rotated among groups of four by l / 2, so that
-// lanes meet different banks.
+// piece at a time, the weights are in shared memory. Products keeps a warp's 16 pixels x 64 atoms in registers. When
+// all warps have them, stage() lays them out where plane and weights were: two runs of 8 pixels, in each of which a
+// lane finds 16 atoms of one pixel, the order of a packed run. The atoms of lane l are rotated among groups of four by
+// l / 2, so that lanes meet different banks.
 #pragma once
 
 #include "../core/threshold.h"
@@ -41,7 +41,9 @@ struct FusedProducts {
   static constexpr int units_at_once = 49 / taps, unit_places = 1;
   static constexpr int pixels = 8, atoms = 4;
 
-  DSC_HOST_DEVICE static int units(const Shape& shape) { return shape.channels * shape.kernel_h * (shape.kernel_w / taps); }
+  DSC_HOST_DEVICE static int units(const Shape& shape) {
+    return shape.channels * shape.kernel_h * (shape.kernel_w / taps);
+  }
 
   template <typename T>
   __device__ static A arranged(const Shape& shape, const T* weight, int slab, int64_t i) {
@@ -68,7 +70,8 @@ struct FusedProducts {
   }
 
   // `count` units, whose weights are in shared memory.
-  __device__ void add(const Shape& shape, int pitch, const A* plane, int, const int* place, const A* weights, int count) {
+  __device__ void add(const Shape& shape, int pitch, const A* plane, int, const int* place, const A* weights,
+                      int count) {
     const int lane = threadIdx.x % warp_threads, row = threadIdx.x / warp_threads;
     const A* const here = plane + row * shape.stride_h * pitch + lane / 16 * pixels * stride;
     const A* weight = weights + lane % 16 * atoms;
@@ -246,13 +249,13 @@ template <typename A>
 struct Analysis {
   Shape shape;
   PlaneTile tile;
-  int across, down;    // tiles of an image
-  const A* plane;      // in the order of the signal
+  int across, down;  // tiles of an image
+  const A* plane;    // in the order of the signal
   const void* table;
-  A scale;             // of the products
-  const A* bias;       // (M) or null
+  A scale;        // of the products
+  const A* bias;  // (M) or null
   ScaledCode<A> first, second;
-  const A* theta;      // (M); null for the support of a code
+  const A* theta;  // (M); null for the support of a code
   bool one_sided;
   PackedCode<A> support;
   PackedCode<A> out;
@@ -327,7 +330,8 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
   const int signal_y = shared->tile_y * analysis_rows * shape.stride_h - shape.padding_h;
   for (int r = warp; r < plane_rows; r += block_warps) {
     const int channel = r / s.tile.rows, row = signal_y + r % s.tile.rows;
-    const A* const from = s.plane + shared->image * shape.signal_image + channel * shape.signal_channel + row * shape.signal_row;
+    const A* const from =
+        s.plane + shared->image * shape.signal_image + channel * shape.signal_channel + row * shape.signal_row;
     const bool inside = row >= 0 && row < shape.signal_h;
 #pragma unroll 1
     for (int i = lane; i < s.tile.pitch; i += warp_threads) {
@@ -340,7 +344,8 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
   if (thread == 0) Products::put(plane, zero, A(0), A(0));
   for (int i = thread; i < Products::places(shape); i += block_threads) places[i] = Products::place(shape, s.tile, i);
 
-  const Weight* const table = static_cast<const Weight*>(s.table) + int64_t(blockIdx.y) * units * Products::unit_weights;
+  const Weight* const table =
+      static_cast<const Weight*>(s.table) + int64_t(blockIdx.y) * units * Products::unit_weights;
   constexpr int words = 16 / sizeof(Weight);
   {
     Products products;

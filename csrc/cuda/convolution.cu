@@ -60,9 +60,11 @@ Tensor packed_conv_soft_threshold(const Tensor& y_, const Tensor& weight_, const
   return codes;
 }
 
-std::tuple<Tensor, Tensor, Tensor> packed_conv_soft_threshold_backward(
-    const Tensor& grad_, const Tensor& codes_, const Tensor& y_, const Tensor& weight_, const Sizes& stride,
-    const Sizes& padding, const std::vector<bool>& needs, bool tensor_cores) {
+std::tuple<Tensor, Tensor, Tensor> packed_conv_soft_threshold_backward(const Tensor& grad_, const Tensor& codes_,
+                                                                       const Tensor& y_, const Tensor& weight_,
+                                                                       const Sizes& stride, const Sizes& padding,
+                                                                       const std::vector<bool>& needs,
+                                                                       bool tensor_cores) {
   check_like(y_, weight_, "weight");
   const Shape shape = make_shape(y_, weight_, 0, stride, padding);
   check_shape(y_, codes_, code_sizes(y_, shape), "codes");

@@ -2,9 +2,9 @@
 // non-zeros of a packed code; with it the sums of the code itself and of the code times the signs of another.
 //
 // A block goes through tiles of 32 x 8 code pixels. It sorts the non-zeros of a tile by (atom, pixel), by counting: the
-// masks are transposed to one word of 32 pixels per row and atom, from which every non-zero knows its place. Then a warp
-// has 8 atoms, a lane some of the taps, and every sum is taken in the order of pixels. The blocks' sums are added by
-// sum_partials_kernel.
+// masks are transposed to one word of 32 pixels per row and atom, from which every non-zero knows its place. Then a
+// warp has 8 atoms, a lane some of the taps, and every sum is taken in the order of pixels. The blocks' sums are added
+// by sum_partials_kernel.
 #pragma once
 
 #include "packed.cuh"
@@ -16,14 +16,14 @@ constexpr int correlation_columns = 32, correlation_rows = block_warps, warp_ato
 template <typename A>
 struct Correlation {
   Shape shape;
-  int across, down;      // tiles of an image
-  int rows, pitch;       // of the plane's tile: [channel][row][pitch]
-  const A* plane;        // in the order of the signal
+  int across, down;  // tiles of an image
+  int rows, pitch;   // of the plane's tile: [channel][row][pitch]
+  const A* plane;    // in the order of the signal
   PackedCode<A> code;
-  PackedCode<A> signs;   // a code with the same masks, or null
-  A* partials;           // [block][M][tap]; null when only sums are wanted
-  A* sums;               // [block][2][M]: sum of -sign(signs) code, sum of code; or null
-  bool adds;             // to what the partials hold
+  PackedCode<A> signs;  // a code with the same masks, or null
+  A* partials;          // [block][M][tap]; null when only sums are wanted
+  A* sums;              // [block][2][M]: sum of -sign(signs) code, sum of code; or null
+  bool adds;            // to what the partials hold
 };
 
 template <typename A>
@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(block_threads, 2) correlation_kernel(Correlati
     const int signal_y = tile_y * correlation_rows * shape.stride_h - shape.padding_h;
     for (int r = warp; r < plane_rows; r += block_warps) {
       const int channel = r / s.rows, row = signal_y + r % s.rows;
-      const A* const from = s.plane + image * shape.signal_image + channel * shape.signal_channel + row * shape.signal_row;
+      const A* const from =
+          s.plane + image * shape.signal_image + channel * shape.signal_channel + row * shape.signal_row;
       const bool inside = row >= 0 && row < shape.signal_h;
       for (int i = lane; i < s.pitch; i += warp_threads) {
         const int column = signal_x + i;
@@ -91,7 +92,8 @@ __global__ void __launch_bounds__(block_threads, 2) correlation_kernel(Correlati
     unsigned low_pixels = 0, high_pixels = 0;  // of atoms `lane` and `lane` + 32
 #pragma unroll 8
     for (int m = 0; m < warp_threads; ++m) {
-      const unsigned of_low = __ballot_sync(whole_warp, low >> m & 1u), of_high = __ballot_sync(whole_warp, high >> m & 1u);
+      const unsigned of_low = __ballot_sync(whole_warp, low >> m & 1u),
+                     of_high = __ballot_sync(whole_warp, high >> m & 1u);
       if (lane == m) {
         low_pixels = of_low;
         high_pixels = of_high;

@@ -68,8 +68,8 @@ void launch(const Tensor& on, dim3 grid, size_t shared_bytes, void (*kernel)(Par
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 
-// Launches a kernel on the current stream of the tensor's device, which has to be the current one. The kernel strides over
-// its grid, so `blocks` is a wish; none means that there is nothing to do.
+// Launches a kernel on the current stream of the tensor's device, which has to be the current one. The kernel strides
+// over its grid, so `blocks` is a wish; none means that there is nothing to do.
 template <typename... Parameters, typename... Arguments>
 void launch(const Tensor& on, int64_t blocks, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (blocks == 0) return;

@@ -162,7 +162,9 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
     tape.codes[0] = packed.size.at(start.mutable_data_ptr());
     packed.pack(needs[4] ? Support::everything : Support::nonzeros, data<T>(*p.x0), {}, tape.codes[0]);
   }
-  const auto made = [&](bool wanted, const Sizes& size, ScalarType dtype) { return empty(p.y, wanted ? size : Sizes{0}, dtype); };
+  const auto made = [&](bool wanted, const Sizes& size, ScalarType dtype) {
+    return empty(p.y, wanted ? size : Sizes{0}, dtype);
+  };
   const ScalarType dtype = p.y.scalar_type(), wide = accumulate_dtype(p.y);
   Gradients out{made(needs[0], sizes(p.y), wide), made(needs[1], sizes(p.dictionary), dtype),
                 made(needs[2], sizes(p.analysis), dtype), made(needs[3], {p.iterations, 2, p.shape.atoms}, dtype),
@@ -171,7 +173,8 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   const int64_t weight_size = p.dictionary.numel(), ring = extrapolates ? 3 : 2;
   const Tensor gradient_memory = packed.bytes(ring * packed.size.bytes());
   const auto gradient = [&](int64_t k) {  // gu_k; gu_{-1} is the gradient of x_0
-    return packed.size.at(static_cast<char*>(gradient_memory.mutable_data_ptr()) + (k + 1) % ring * packed.size.bytes());
+    return packed.size.at(static_cast<char*>(gradient_memory.mutable_data_ptr()) +
+                          (k + 1) % ring * packed.size.bytes());
   };
   const Tensor h = packed.plane(), after = extrapolates ? packed.plane() : packed.bytes(0);  // -h_k, g_{k+1}
   const Tensor dictionary_partials = packed.bytes(needs[1] ? packed.partials_size() * int64_t(sizeof(A)) : 0);

@@ -1,7 +1,7 @@
 // Packed codes on a CUDA device, and the shape that all kernels on them share.
 //
-// Atoms come in slabs of 64, code pixels in runs of 8 neighbours in a row (the last run of a row is filled up with empty
-// pixels). Per slab and run
+// Atoms come in slabs of 64, code pixels in runs of 8 neighbours in a row (the last run of a row is filled up with
+// empty pixels). Per slab and run
 //
 //   masks    8 x 64 bits: which atoms are present at each pixel
 //   offset   where the run's values begin, in units of 16 bytes
@@ -18,8 +18,8 @@ namespace dsc::cuda {
 constexpr int slab_atoms = 64, run_pixels = 8, warp_threads = 32, block_warps = block_threads / warp_threads;
 constexpr unsigned whole_warp = 0xffffffffu;
 
-// A convolution as core/geometry.h has it, with one group and without dilation. A batch of 1-D signals is one image whose
-// rows are the signals: strides tell where the rows are.
+// A convolution as core/geometry.h has it, with one group and without dilation. A batch of 1-D signals is one image
+// whose rows are the signals: strides tell where the rows are.
 struct Shape {
   int images, channels, atoms;
   int signal_h, signal_w, code_h, code_w;

@@ -2,8 +2,9 @@
 //
 // synthesis_kernel: a block has a tile of code pixels and makes the piece of signal that they reach, unreduced. A
 // kernel row is cut into segments of `taps` neighbouring taps. A lane has one segment and one row of code pixels: it
-// walks along the row with `taps` running sums, of which the first `stride` are complete when it steps to the next pixel.
-// What is complete goes to shared memory, and at the end every signal value of the tile adds up what the lanes have for it.
+// walks along the row with `taps` running sums, of which the first `stride` are complete when it steps to the next
+// pixel. What is complete goes to shared memory, and at the end every signal value of the tile adds up what the lanes
+// have for it.
 //
 // combine_kernel: every signal value adds up the tiles that reach it, in a fixed order, and takes its linear part in
 // what the iteration needs: y - S_D z, a sum of gradients.
@@ -17,9 +18,9 @@ namespace dsc::cuda {
 template <int taps_>
 struct Segments {
   static constexpr int taps = taps_;
-  static constexpr int slots = taps <= 4 ? 4 : 8;               // of a segment in the table of weights
-  static constexpr int lanes = slab_atoms / slots;              // segments in one pass
-  static constexpr int warp_rows = warp_threads / lanes;        // rows of code pixels of a warp
+  static constexpr int slots = taps <= 4 ? 4 : 8;         // of a segment in the table of weights
+  static constexpr int lanes = slab_atoms / slots;        // segments in one pass
+  static constexpr int warp_rows = warp_threads / lanes;  // rows of code pixels of a warp
   static constexpr int warp_columns = 16;
   static constexpr int tile_rows = block_warps / 2 * warp_rows;  // of code pixels; warps stand 2 abreast
   static constexpr int tile_columns = 2 * warp_columns;
@@ -33,9 +34,9 @@ struct Segments {
 
 // The tiles of a synthesis: [image][tile row][tile column][channel][height][width].
 struct Tiles {
-  int rows, columns;          // of code pixels in a tile
-  int down, across;           // tiles of an image
-  int height, width;          // of the signal piece
+  int rows, columns;  // of code pixels in a tile
+  int down, across;   // tiles of an image
+  int height, width;  // of the signal piece
   DSC_HOST_DEVICE int64_t piece() const { return int64_t(height) * width; }
 };
 
@@ -55,7 +56,8 @@ __global__ void __launch_bounds__(block_threads, 1)
     arrange_synthesis_kernel(Shape shape, const T* weight, accumulate_t<T>* table) {
   using A = accumulate_t<T>;
   const int passes = S::passes(shape), segments = shape.channels * S::per_channel(shape);
-  const int64_t size = int64_t(shape.slabs()) * passes * slab_atoms * slab_atoms, step = int64_t(gridDim.x) * block_threads;
+  const int64_t size = int64_t(shape.slabs()) * passes * slab_atoms * slab_atoms,
+                step = int64_t(gridDim.x) * block_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < size; i += step) {
     const int inner = static_cast<int>(i % slab_atoms), atom = static_cast<int>(i / slab_atoms % slab_atoms);
     const int64_t round = i / (slab_atoms * slab_atoms);
@@ -151,7 +153,8 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
         __syncwarp();
 #pragma unroll 1
         for (int q = begin; q < begin + width; ++q) {
-          const int start = __shfl_sync(whole_warp, at, q, lanes), end = start + __shfl_sync(whole_warp, size, q, lanes);
+          const int start = __shfl_sync(whole_warp, at, q, lanes),
+                    end = start + __shfl_sync(whole_warp, size, q, lanes);
 #pragma unroll 1
           for (int i = start; i < end; ++i) {
             const A value = shared->value[warp][i];

@@ -14,10 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="make cuda-check, or in tests/ python -m cuda_static",
-        description="Hold compiled CUDA kernels against their budget, tests/cuda_static/budget.json: registers, shared "
-        "memory, no spills and no stack, the 128-bit and matrix instructions that were promised, occupancy. No GPU, "
-        "driver or nvcc is needed. Exit status: 0 when all keep to it, 1 on a breach, 2 when something is missing.",
+        prog="make cuda-check",
+        description=(
+            "Hold compiled CUDA kernels against their budget, tests/cuda_static/budget.json: registers, shared\n"
+            "memory, no spills and no stack, the 128-bit and matrix instructions that were promised, occupancy. No\n"
+            "GPU, driver or nvcc is needed. Exit status: 0 when all keep to it, 1 on a breach, 2 when something is\n"
+            "missing. In tests/ the same is python -m cuda_static with these arguments, which make takes as ARGS.\n"
+        ),
         epilog=budget.__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
