@@ -57,7 +57,7 @@ bench: $(installed) $(venv)/peer
 lint: $(installed)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(venv)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(cpp))
+	$(venv)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(cpp)) $(wildcard tests/cuda_sim/*.h tests/cuda_sim/*.cpp)
 
 # A new install is also the rebuild when C++ changed. CONTRIBUTING.md has the quicker way for those who change C++ often.
 $(installed): $(cpp) setup.py pyproject.toml

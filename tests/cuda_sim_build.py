@@ -133,7 +133,7 @@ def schemas() -> list[str]:
 
 @contextlib.contextmanager
 def new_tensors_filled():
-    """What torch.empty returns is NaN. torch.use_deterministic_algorithms would do it, but first imports its compiler."""
+    """torch.empty returns NaN. torch.use_deterministic_algorithms would do it too, but imports torch's compiler."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch._C._set_deterministic_algorithms(True, warn_only=warn_only)
