@@ -32,8 +32,9 @@ WIDEST = 512  # products of an atom with a patch, up to which the kernels for pa
 # Of a packed code: a mask of 8 bytes for 64 atoms of a pixel, an offset of 4 bytes for a run of 8 pixels, and values
 # of 4 bytes, those of a run padded to 16 bytes, which is 6 bytes on average.
 MASK, OFFSET, PADDING, VALUE = 8.0, 4 / 8, 6 / 8, 4.0
-SYNTHESIS_TILE, ANALYSIS_TILE = (16, 32), (8, 32)  # code pixels of a block
-PARTIALS = 256  # blocks that each write their own sums of a weight's gradient
+# Code pixels of a block; that of the synthesis is lower for kernels cut into segments of up to four taps.
+SYNTHESIS_TILE, LOW_SYNTHESIS_TILE, ANALYSIS_TILE, CORRELATION_TILE = (16, 32), (8, 32), (8, 16), (8, 32)
+PARTIALS = 256  # the most blocks that each write sums of their own of a weight's gradient
 # Instructions of a thread: for each fused multiply-add of the analysis (many share a load of weights and signal), for
 # each atom of a pixel in its threshold and packing, and for each product of the sparse kernels (a load besides).
 ANALYSIS_INSTRUCTIONS, EPILOGUE_INSTRUCTIONS, SPARSE_INSTRUCTIONS = 242 / 224, 24, 2
@@ -142,19 +143,38 @@ class Shape:
         """Bytes of the masks and the non-zeros alone."""
         return self.masks + VALUE * self.non_zeros
 
-    def tiles(self, tile: tuple[int, int]) -> int:
-        """Blocks of code pixels; those of a 1-D code have all their pixels in a row."""
-        height, width = tile if self.code_size[0] > 1 else (1, math.prod(tile))
-        return self.batch * -(-self.code_size[0] // height) * -(-self.code_size[1] // width)
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Images, rows and columns of code pixels; 1-D codes are the rows of one image."""
+        return (1, self.batch, self.code_size[1]) if self.code_size[0] == 1 else (self.batch, *self.code_size)
 
-    def halo(self, tile: tuple[int, int], shrink: int) -> float:
-        """Bytes of signal under all blocks: a block of t pixels meets (t - shrink) stride + (kernel - 1 or kernel)."""
-        sides = tile if self.code_size[0] > 1 else (1, math.prod(tile))
+    @property
+    def synthesis_tile(self) -> tuple[int, int]:
+        low = not any(self.kernel[1] % taps == 0 for taps in (7, 5))
+        return LOW_SYNTHESIS_TILE if low else SYNTHESIS_TILE
+
+    def tiles(self, tile: tuple[int, int]) -> int:
+        """Blocks of code pixels."""
+        images, *sides = self.image
+        return images * math.prod(-(-side // part) for side, part in zip(sides, tile, strict=True))
+
+    def halo(self, tile: tuple[int, int]) -> float:
+        """Bytes of signal under all blocks: t pixels in a row meet (t - 1) stride + kernel."""
+        strides = (1, self.stride[1]) if self.code_size[0] == 1 else self.stride
         extents = [
-            (side - shrink) * stride + kernel - 1 + shrink
-            for side, stride, kernel in zip(sides, self.stride, self.kernel, strict=True)
+            (side - 1) * stride + kernel for side, stride, kernel in zip(tile, strides, self.kernel, strict=True)
         ]
         return VALUE * self.tiles(tile) * self.channels * math.prod(extents)
+
+    @property
+    def partials(self) -> int:
+        """Blocks that write sums of their own of a weight's gradient."""
+        return min(PARTIALS, self.tiles(CORRELATION_TILE))
+
+    @property
+    def pieces(self) -> float:
+        """Bytes of the unreduced tiles of a synthesis."""
+        return self.halo(self.synthesis_tile)
 
 
 def shape_of(case: Case, density: float) -> Shape:
@@ -211,15 +231,15 @@ def dense(shape: Shape, moved: float) -> Work:
 # Kernels of packed codes; synthesis blocks write what they add to the signal, with the border that neighbours meet too.
 KERNELS: dict[str, Callable[[Shape], Work]] = {
     # S_D x, or S_W gu: a packed code in, a tile of signal for each block out
-    "synthesis": lambda s: sparse(s, s.packed + s.halo(SYNTHESIS_TILE, 0) + s.weight),
+    "synthesis": lambda s: sparse(s, s.packed + s.pieces + s.weight),
     # r = y - sum of tiles; the gradient of the residual has no y
-    "combine": lambda s: Work(s.halo(SYNTHESIS_TILE, 0) + 2 * s.signal, (s.halo(SYNTHESIS_TILE, 0) + s.signal) / VALUE),
+    "combine": lambda s: Work(s.pieces + 2 * s.signal, (s.pieces + s.signal) / VALUE),
     # T(x + A_W r): residual and x in, the next code out
-    "analysis": lambda s: dense(s, s.halo(ANALYSIS_TILE, 1) + 2 * s.packed + s.weight),
+    "analysis": lambda s: dense(s, s.halo(ANALYSIS_TILE) + 2 * s.packed + s.weight),
     # dW = corr(r, gu), dD = -corr(gr, x): signal and code in; sums of each block out, and in again to be added up
-    "correlation": lambda s: sparse(s, s.halo(ANALYSIS_TILE, 1) + s.packed + (2 * PARTIALS + 1) * s.weight),
+    "correlation": lambda s: sparse(s, s.halo(CORRELATION_TILE) + s.packed + (2 * s.partials + 1) * s.weight),
     # gu - A_D gr where x was not zero: gr, gu and the mask of x in, values out
-    "select": lambda s: dense(s, s.halo(ANALYSIS_TILE, 1) + s.packed + s.masks + s.values + s.weight),
+    "select": lambda s: dense(s, s.halo(ANALYSIS_TILE) + s.packed + s.masks + s.values + s.weight),
     # a dense code, once a call: the result, or its gradient on the support
     "unpack": lambda s: Work(s.packed + s.code, 0, 0, s.code / VALUE),
     "pack": lambda s: Work(s.packed + s.code, 0, 0, s.code / VALUE),

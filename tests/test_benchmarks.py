@@ -699,28 +699,33 @@ def test_bytes_of_a_packed_code_are_those_of_its_parts():
 
 def test_borders_of_tiles_are_those_of_the_layout():
     gray = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
-    # 16 x 32 code pixels write (16 + 6) x (32 + 6) of signal, 8 x 32 read (8 + 6) x (32 + 6); 128 = 8 x 16 = 4 x 32
-    assert gray.halo((16, 32), 0) == 4 * 8 * (8 * 4) * 22 * 38
-    assert gray.halo((8, 32), 1) == 4 * 8 * (16 * 4) * 14 * 38
+    # 16 x 32 code pixels write (15 + 7) x (31 + 7) of signal, 8 x 16 read (7 + 7) x (15 + 7); 128 = 8 x 16 = 4 x 32
+    assert gray.pieces == 4 * 8 * (8 * 4) * 22 * 38
+    assert gray.halo((8, 16)) == 4 * 8 * (16 * 8) * 14 * 22
     stride = roofline.shape_of(cases.CASES["stem-imagenet"], 0.1)  # 112 x 112, stride 2, three channels
     assert stride.code_size == (112, 112)
-    assert stride.halo((16, 32), 0) == 4 * 4 * (7 * 4) * 3 * (2 * 16 + 6) * (2 * 32 + 6)
-    assert stride.halo((8, 32), 1) == 4 * 4 * (14 * 4) * 3 * (2 * 7 + 7) * (2 * 31 + 7)
-    line = roofline.shape_of(cases.CASES["signal"], 0.1)  # 4096 = 8 x 512 = 16 x 256
-    assert line.halo((16, 32), 0) == 4 * 32 * 8 * (512 + 64)
-    assert line.halo((8, 32), 1) == 4 * 32 * 16 * (255 + 65)
+    assert stride.pieces == 4 * 4 * (7 * 4) * 3 * (2 * 15 + 7) * (2 * 31 + 7)
+    assert stride.halo((8, 16)) == 4 * 4 * (14 * 7) * 3 * (2 * 7 + 7) * (2 * 15 + 7)
+    cifar = roofline.shape_of(cases.CASES["stem-cifar"], 0.1)  # segments of three taps: tiles of 8 x 32
+    assert cifar.pieces == 4 * 32 * 4 * 3 * 10 * 34
+    line = roofline.shape_of(cases.CASES["signal"], 0.1)  # 32 signals are 2 x 16 rows, 4096 = 128 x 32 = 256 x 16
+    assert line.pieces == 4 * (2 * 128) * 16 * (31 + 65)
+    assert line.halo((8, 16)) == 4 * (4 * 256) * 8 * (15 + 65)
+    assert (gray.partials, roofline.shape_of(cases.CASES["deep"], 0.1).partials) == (256, 64)
 
 
 def test_work_of_the_kernels_on_gray_pictures():
-    """Bytes for each code pixel at a tenth, each a sum of: packed code 34.85, tiles 6.53, border 8.31, signal 4."""
+    """Bytes for each code pixel at a tenth, each a sum of: packed code 34.85, tiles 6.53, border 9.63 or 8.31,
+    signal 4."""
     shape = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
     weight = 64 * 49 * 4 / shape.pixels
-    packed, tiles, border, signal = 34.85, 4 * 22 * 38 / 512, 4 * 14 * 38 / 256, 4.0
+    packed, tiles, signal = 34.85, 4 * 22 * 38 / 512, 4.0
+    border, wide_border = 4 * 14 * 22 / 128, 4 * 14 * 38 / 256
     expected = {
         "synthesis": packed + tiles + weight,
         "combine": tiles + 2 * signal,
         "analysis": border + 2 * packed + weight,
-        "correlation": border + packed + 513 * weight,
+        "correlation": wide_border + packed + 513 * weight,
         "select": border + packed + 8 + (25.6 + 0.75) + weight,
         "unpack": packed + 256,
         "pack": packed + 256,

@@ -38,7 +38,9 @@ struct CorrelationShared {
 };
 
 template <typename A, int lane_taps>
-__global__ void __launch_bounds__(block_threads, 2) correlation_kernel(Correlation<A> s) {
+__global__ void __launch_bounds__(block_threads, sizeof(A) == 8 || lane_taps > 3 ? 2
+                                                 : lane_taps > 1 ? 3
+                                                                 : 4) correlation_kernel(Correlation<A> s) {
   using Shared = CorrelationShared<A>;
   DSC_DYNAMIC_SHARED(Shared, shared);
   const Shape& shape = s.shape;
