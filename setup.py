@@ -46,7 +46,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *LEVELS["avx2"]]
     LEVELS["avx512"] += ["-mprefer-vector-width=512"]
 
-
+# torch exports copies of a few functions of the C++ library; the linker is to find them in the library itself, before.
+CXX_LIBRARY = ["stdc++"] if sys.platform == "linux" else []
 EARLIEST_DATE = 315532800  # 1980, the first year that zip files know; sdists have this date without SOURCE_DATE_EPOCH
 
 
@@ -119,7 +120,12 @@ class Cuda:
         self.major = self.version.split(".")[0]
         self.architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
         self.home = self.find_home()
-        self.libraries = ["torch_cpu", "torch_cuda", f":libcudart.so.{self.major}"]  # the packages have no libcudart.so
+        self.libraries = [
+            *CXX_LIBRARY,
+            "torch_cpu",
+            "torch_cuda",
+            f":libcudart.so.{self.major}",
+        ]  # the packages have no libcudart.so
         self.library_dirs = [f"{folder_of(torch)}/lib", f"{self.home}/lib", f"{self.home}/lib64"]
 
     def find_home(self) -> str:
@@ -248,7 +254,7 @@ class Build(build_ext):
         plain = [add(Path("csrc/ops.cpp"), [*cxx, *facts], "ops.o")]
         plain += [add(file, cxx, f"cpu/{file.stem}.o") for file in sorted(simd.parent.glob("*.cpp")) if file != simd]
         library.depends = library.extra_objects = plain + levels  # in this order, see LEVELS
-        library.libraries, library.library_dirs = ["torch_cpu"], [f"{site}/torch/lib"]
+        library.libraries, library.library_dirs = [*CXX_LIBRARY, "torch_cpu"], [f"{site}/torch/lib"]
 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(folder, edges))

@@ -41,14 +41,14 @@ MARKED = re.compile(r"(``.+?``|:\w+:`[^`]+`|`[^`]+`_*)")
 
 
 def formulas(app, what, name, obj, options, lines: list[str]) -> None:
-    """Keep |u|, (N, *) and x_ as they are written in docstrings: reStructuredText takes them for markup."""
+    """Keep |u|, (N, *), x_ and "M." as they are written in docstrings: reStructuredText takes them for markup."""
     example = False
     for number, line in enumerate(lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>> "))
         if example:
             continue
         pieces = MARKED.split(line)
-        pieces[::2] = [re.sub(r"([*|]|_(?!\w))", r"\\\1", piece) for piece in pieces[::2]]
+        pieces[::2] = [re.sub(r"([*|]|_(?!\w)|(?<=\b[A-Z])\.$)", r"\\\1", piece) for piece in pieces[::2]]
         lines[number] = "".join(pieces)
 
 

@@ -70,8 +70,11 @@ def object_problems(shared: Path) -> list[str]:
 def content_problems(names: list[str]) -> list[str]:
     """What does not belong into the wheel."""
     package = re.compile(r"dsc_ops/([\w/]+\.py|py\.typed)|dsc_ops-[\w.]+\.dist-info/[\w./-]+")
-    return [f"{name} does not belong into the wheel" for name in names if not package.fullmatch(name)
-            and not OBJECTS.fullmatch(name)]
+    return [
+        f"{name} does not belong into the wheel"
+        for name in names
+        if not package.fullmatch(name) and not OBJECTS.fullmatch(name)
+    ]
 
 
 def tag_problems(wheel: Path, objects: list[Path]) -> list[str]:

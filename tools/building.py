@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,16 +32,24 @@ def make_sdist(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def make_wheel(sdist: Path, folder: Path, python: str | Path = sys.executable, *options: str, **settings) -> Path:
-    """The wheel, from the sdist and not from the checkout: so it is seen that nothing is missing there."""
-    run(python, "-m", "pip", "wheel", "--no-deps", *options, "--wheel-dir", folder, sdist, **settings)
+def make_wheel(sdist: Path, folder: Path) -> Path:
+    """The wheel, with build isolation, and from the sdist, which is thereby complete. On Linux with its manylinux tag."""
+    plain = empty(folder / "plain")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", plain, sdist)
+    wheel = next(plain.glob("*.whl"))
+    if sys.platform != "linux":
+        return wheel.replace(folder / wheel.name)
+    if not find_spec("auditwheel"):
+        sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
+    # Nothing is put into the wheel: torch and CUDA's runtime are the user's.
+    excluded = [f"--exclude={name}" for name in ("libtorch*", "libc10*", "libcudart*")]
+    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
     return next(folder.glob("*.whl"))
 
 
 def unpack_tests(sdist: Path, folder: Path) -> Path:
     """The sdist's files less the package itself, so that only the installed one can be imported."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.unpack_archive(sdist, folder)
+    shutil.unpack_archive(sdist, empty(folder))
     tree = next(folder.iterdir())
     shutil.rmtree(tree / "dsc_ops")
     return tree

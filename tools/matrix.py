@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         "environment takes up to 6 GB, and is removed when its tests have passed or failed. All is made in build/matrix.",
         epilog="What is not named here is handed on to pytest, as in: python -m tools.matrix --torch 2.13.0 -k lista -x",
     )
-    made.add_argument("--torch", nargs="+", default=["2.10.0", "2.13.0", "2.14.1"], metavar="VERSION", help="%(default)s")
+    made.add_argument(
+        "--torch", nargs="+", default=["2.10.0", "2.13.0", "2.14.1"], metavar="VERSION", help="%(default)s"
+    )
     made.add_argument("--wheel", type=Path, help="test this wheel in place of a new one")
     made.add_argument("--keep", action="store_true", help="leave the environments there, to look at what failed")
     return made
