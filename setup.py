@@ -120,12 +120,8 @@ class Cuda:
         self.major = self.version.split(".")[0]
         self.architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
         self.home = self.find_home()
-        self.libraries = [
-            *CXX_LIBRARY,
-            "torch_cpu",
-            "torch_cuda",
-            f":libcudart.so.{self.major}",
-        ]  # the packages have no libcudart.so
+        cudart = f":libcudart.so.{self.major}"  # the packages have no libcudart.so
+        self.libraries = [*CXX_LIBRARY, "torch_cpu", "torch_cuda", cudart]
         self.library_dirs = [f"{folder_of(torch)}/lib", f"{self.home}/lib", f"{self.home}/lib64"]
 
     def find_home(self) -> str:

@@ -1,4 +1,4 @@
-"""`make docs`: README, pages and docstrings as one site. It imports the installed package, compiled library included."""
+"""`make docs`: README, pages and docstrings as one site. It imports the installed package with its compiled library."""
 
 import re
 

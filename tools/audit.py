@@ -1,4 +1,4 @@
-"""`make audit`: what a wheel contains and what its objects ask of the machine. `python -m tools.audit --help` tells more."""
+"""`make audit`: what a wheel contains and what its objects ask for; `python -m tools.audit --help` tells more."""
 
 from __future__ import annotations
 

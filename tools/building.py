@@ -33,7 +33,7 @@ def make_sdist(folder: Path) -> Path:
 
 
 def make_wheel(sdist: Path, folder: Path) -> Path:
-    """The wheel, with build isolation, and from the sdist, which is thereby complete. On Linux with its manylinux tag."""
+    """The wheel, with build isolation and from the sdist, which is thereby complete; on Linux with a manylinux tag."""
     plain = empty(folder / "plain")
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", plain, sdist)
     wheel = next(plain.glob("*.whl"))

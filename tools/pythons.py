@@ -1,4 +1,4 @@
-"""`make matrix-python`: a wheel with each Python found here, and what it does. `python -m tools.pythons --help` tells more."""
+"""`make matrix-python`: a wheel with each Python found here, and what it does; `python -m tools.pythons --help`."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0 when all is well with every Python."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.pythons",
-        description="With each Python from 3.10 on that is found here (on PATH and in pyenv's folder): build the wheel from "
-        "the sdist, without CUDA kernels, install it, and run the examples of all docstrings. An environment with torch "
-        "takes up to 6 GB and is removed afterwards. All is made in build/pythons.",
+        description="With each Python from 3.10 on that is found here (on PATH and in pyenv's folder): build the wheel "
+        "from the sdist, without CUDA kernels, install it, and run the examples of all docstrings. An environment with "
+        "torch takes up to 7 GB and is removed afterwards. All is made in build/pythons.",
     )
     add = parser.add_argument
     add("--pythons", nargs="+", metavar="VERSION", help="only these, as in 3.10 3.13")

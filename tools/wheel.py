@@ -10,9 +10,9 @@ from tools import building
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.wheel",
-        description="Empty dist/ and make the sdist and the wheel there: the sdist has the same bytes wherever it is made, "
-        "the wheel is built from it with build isolation. auditwheel gives it the manylinux tag of the oldest machine on "
-        "which its objects run, and adds no library to it. For an older one build in a manylinux container.",
+        description="Empty dist/ and make the sdist and the wheel there: the sdist has the same bytes wherever it is "
+        "made, the wheel is built from it with build isolation. auditwheel gives it the manylinux tag of the oldest "
+        "machines on which its objects run, and adds no library to it. Older machines: build on one of them.",
     )
     parser.parse_args(arguments)
     folder = building.empty(building.ROOT / "dist")
