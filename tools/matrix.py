@@ -34,9 +34,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m tools.matrix",
         description="Build one wheel, with build isolation and from the sdist, and run the tests of the sdist with it "
-        "in a new environment for each torch, less those that test the sources themselves. The exit status is 1 when any "
-        "of them fails; a table tells which. An environment takes up to 7 GB, and is removed when its tests have passed "
-        "or failed. All is made in build/matrix.",
+        "in a new environment for each torch, less those that test the sources themselves. The exit status is 1 when "
+        "any of them fails; a table tells which. An environment takes up to 7 GB, and is removed when its tests "
+        "have passed or failed. All is made in build/matrix.",
         epilog="What is not named here goes to pytest, as in: python -m tools.matrix --torch 2.13.0 -k lista -x",
     )
     made.add_argument(

@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = dropin.parser(
         "lightning_module",
         "Train a LightningModule with a LISTAConv as its first layer and dsc_ops.SparsityPenalty in its training_step, "
-        "on pictures of stripes; the density of each layer is logged as any other number. Then load its checkpoint into "
-        "a new module and check that both say the same. Prints what was logged.",
+        "on pictures of stripes; the density of each layer is logged as any other number. Then load its checkpoint "
+        "into a new module and check that both say the same. Prints what was logged.",
         gamma=0.1,
     )
     options = parser.parse_args(arguments)
