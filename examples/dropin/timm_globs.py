@@ -15,8 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = dropin.parser(
         "timm_globs",
         "Train a model of timm (no downloaded weights) on pictures of stripes, without and with "
-        "dsc_ops.SparsityPenalty on the layers whose names match a glob. Prints which these are, their density in the last step, and the "
-        "accuracy on new pictures.",
+        "dsc_ops.SparsityPenalty on the layers whose names match a glob. Prints which these are, their density in the "
+        "last step, and the accuracy on new pictures.",
         gamma=0.5,
     )
     parser.add_argument("--model", default="resnet18", help="name of a timm model (%(default)s)")
