@@ -77,7 +77,7 @@ $(installed): $(cpp) setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("dsc_ops needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + \
 		"; name another with make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(python) || $(PYTHON) -m venv $(venv)
-	$(python) -m pip install --editable ".[test,examples,lint]" "$(TORCH)"
+	$(python) -m pip install --editable ".[test,examples,dropin,lint]" "$(TORCH)"
 	@touch $@
 
 $(venv)/peer: $(installed)
