@@ -177,7 +177,7 @@ def test_ddp_without_torchrun_says_how_to_start_it(monkeypatch):
 
 
 def test_the_gallery_is_listed():
-    listed = (ROOT / "examples" / "README.md").read_text()
+    listed = (ROOT / "docs" / "examples.md").read_text()
     scripts = sorted(path.stem for path in (ROOT / "examples" / "dropin").glob("[a-z]*.py"))
     assert scripts == sorted(script.__name__.rpartition(".")[2] for script in (*SCRIPTS, ddp))
     for name in scripts:

@@ -1,6 +1,6 @@
 """The layers and the penalty in models of other people: short scripts to copy from.
 
-examples/README.md lists them. They make their own pictures, download nothing, and take a minute or two each (`--fast`:
+docs/examples.md lists them. They make their own pictures, download nothing, and take a minute or two each (`--fast`:
 seconds). This is no part of the installed package; it runs from a checkout, with the packages of
 `pip install dsc_ops[dropin]`.
 """
