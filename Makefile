@@ -51,7 +51,7 @@ lint: $(installed)
 	$(venv)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(cpp))
 
 docs: $(installed) $(venv)/docs
-	$(python) -m sphinx -b html -W --keep-going -q docs build/docs/html
+	$(python) -m sphinx -b html -W --keep-going -q -d build/docs/doctrees docs build/docs/html
 	@echo "The site: build/docs/html/index.html"
 
 wheel: $(installed) $(venv)/wheel

@@ -50,6 +50,8 @@ def formulas(app, what, name, obj, options, lines: list[str]) -> None:
         pieces = MARKED.split(line)
         pieces[::2] = [re.sub(r"([*|]|_(?!\w)|(?<=\b[A-Z])\.$)", r"\\\1", piece) for piece in pieces[::2]]
         lines[number] = "".join(pieces)
+        if number and lines[number - 1].strip() == "Returns:":  # an empty type: a colon in the sentence would end one
+            lines[number] = re.sub(r"^(\s*)", r"\1: ", lines[number])
 
 
 def setup(app) -> None:
