@@ -290,6 +290,17 @@ def test_each_method_that_explains_itself_is_on_the_page(name):
     assert methods == {member for member in listed.split(", ") if member and member != "__call__"}
 
 
+def test_arguments_are_told_by_name():
+    """What stands under "Args:" without a name would be shown as markup."""
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    sections = re.findall(r"\n( *)Args:\n(.*?)(?=\n\n|\n *\"\"\")", source, re.DOTALL)
+    entries = []
+    for indent, text in sections:
+        entries += re.findall(rf"^ {{{len(indent) + 4}}}(\S.*)", text, re.MULTILINE)
+    assert len(entries) > 80
+    assert not [line for line in entries if not re.match(r"[\w, ]+: ", line)]
+
+
 def test_each_module_with_examples_has_them_run():
     tried = {Path(module.__file__) for module in (*test_docstrings.MODULES, *test_theory_interface.MODULES)}
     assert {path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text()} == tried
