@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Train a U-Net of segmentation-models-pytorch (encoder resnet18, no downloaded weights) on pictures of a disc, "
         "without and with dsc_ops.SparsityPenalty on the ends of its decoder's blocks. Prints the density of each "
         "block in the last step, and how well the masks of new pictures are found. The model itself is not changed.",
-        gamma=0.05,
+        gamma=0.1,
     )
     options = parser.parse_args(arguments)
     dropin.require("segmentation_models_pytorch")

@@ -17,10 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
         "Train a model of timm (no downloaded weights) on pictures of stripes, without and with "
         "dsc_ops.SparsityPenalty on the layers whose names match a glob. Prints which these are, their density in the "
         "last step, and the accuracy on new pictures.",
-        gamma=0.5,
+        gamma=1.0,
     )
     parser.add_argument("--model", default="resnet18", help="name of a timm model (%(default)s)")
-    parser.add_argument("--layers", default="layer*.act1", help="glob of layers (default: %(default)s)")
+    parser.add_argument("--layers", default="layer[234].*.act2", help="glob of layers (default: %(default)s)")
     options = parser.parse_args(arguments)
     dropin.require("timm")
     import timm
