@@ -38,12 +38,13 @@ def make_wheel(sdist: Path, folder: Path) -> Path:
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", plain, sdist)
     wheel = next(plain.glob("*.whl"))
     if sys.platform != "linux":
-        return wheel.replace(folder / wheel.name)
+        return Path(shutil.move(wheel, folder))
     if not find_spec("auditwheel"):
         sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
     # Nothing is put into the wheel: torch and CUDA's runtime are the user's.
     excluded = [f"--exclude={name}" for name in ("libtorch*", "libc10*", "libcudart*")]
     run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
+    shutil.rmtree(plain)
     return next(folder.glob("*.whl"))
 
 
