@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Where make bench measures: cpu or cuda.
+DEVICE ?= cpu
 
 venv := .venv
 python := $(venv)/bin/python
@@ -17,14 +19,23 @@ PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 TORCHES ?= 2.10.0 2.13.0 2.14.1
 WHEEL ?=
 extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+# What reads compiled CUDA kernels; these packages exist for Linux only.
+CUDA_TOOLS := $(shell sed -n 's/^cuda-check = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: help demo test bench lint docs wheel audit matrix matrix-python clean
+.PHONY: help demo test test-cuda-sim test-gpu cuda-check bench lint docs wheel audit matrix matrix-python \
+	clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
+	@echo "make test-cuda-sim"
+	@echo "             only the tests of the CUDA kernels, whose source runs on the CPU: no GPU is needed"
+	@echo "make cuda-check"
+	@echo "             hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
+	@echo "make test-gpu"
+	@echo "             on a machine with a GPU: run the tests there, write tests/results/GPU.json to commit"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
-	@echo "             ARGS=--check: against the committed results)"
+	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
 	@echo "make docs    build the documentation: build/docs/html/index.html"
 	@echo "make wheel   make the sdist and the manylinux wheel in dist"
@@ -42,13 +53,22 @@ demo: $(installed)
 test: $(installed)
 	$(python) -m pytest $(ARGS)
 
+test-cuda-sim: $(installed)
+	$(python) -m pytest $(wildcard tests/test_cuda_*.py) $(ARGS)
+
+cuda-check: $(installed) $(venv)/cuda-tools
+	PYTHONPATH=tests $(python) -m cuda_static $(ARGS)
+
+test-gpu: $(installed)
+	$(python) -m pytest tests/test_gpu.py --device cuda $(ARGS)
+
 bench: $(installed) $(venv)/peer
-	$(python) -m benchmarks $(ARGS)
+	$(python) -m benchmarks --device $(DEVICE) $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(venv)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(cpp))
+	$(venv)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(cpp)) $(wildcard tests/cuda_sim/*.h tests/cuda_sim/*.cpp)
 
 docs: $(installed) $(venv)/docs
 	$(python) -m sphinx -b html -W --keep-going -q -d build/docs/doctrees docs build/docs/html
@@ -82,6 +102,9 @@ $(installed): $(cpp) setup.py pyproject.toml
 
 $(venv)/peer: $(installed)
 	-$(python) -m pip install "$(PEER)" && touch $@
+
+$(venv)/cuda-tools: $(installed)
+	$(python) -m pip install $(CUDA_TOOLS) && touch $@
 
 clean:
 	rm -rf $(venv) build dist *.egg-info dsc_ops/*.so .pytest_cache .ruff_cache

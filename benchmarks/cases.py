@@ -107,9 +107,9 @@ class Problem:
         """A single step that starts from the last code."""
         return solved(replace(self, analysis=self.analysis[:1], theta=self.theta[:1], start=self.code))
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another dtype."""
-        tensors = {name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
+    def to(self, target: torch.dtype | torch.device | str) -> Problem:
+        """The same numbers in another dtype or on another device."""
+        tensors = {name: value.to(target) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
     def cut(self) -> Problem:

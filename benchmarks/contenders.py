@@ -82,6 +82,7 @@ class Contender:
 
     lista: Callable[..., Tensor]
     memory_format: torch.memory_format = torch.contiguous_format
+    reads_theta: bool = False  # as a number where it has no gradient: it stays on the CPU, lest reading waits for a GPU
 
 
 @lru_cache(maxsize=1)
@@ -99,15 +100,17 @@ def contender(name: str, case: Case) -> Contender | None:
         found = {
             FUSED: Contender(functional.lista),
             "eager": Contender(reference.lista),
-            "softshrink": Contender(lista_by_softshrink),
+            "softshrink": Contender(lista_by_softshrink, reads_theta=True),
         }
         if len(case.spatial) == 2:
-            found["channels_last"] = Contender(lista_by_softshrink, torch.channels_last)
+            found["channels_last"] = Contender(lista_by_softshrink, torch.channels_last, reads_theta=True)
     else:
         found = {
             FUSED: Contender(fused_matrix_lista),
             "eager": Contender(matrix_lista),
-            "softshrink": Contender(lambda *given, **options: matrix_lista(*given, **options, threshold=softshrink)),
+            "softshrink": Contender(
+                lambda *given, **options: matrix_lista(*given, **options, threshold=softshrink), reads_theta=True
+            ),
         }
     return found.get(name)
 
@@ -136,6 +139,7 @@ def call(entry: Contender, task: Problem, mode: str) -> Callable[[], tuple[Tenso
     given = [signal, *weights, task.theta, start]
     geometry = case.geometry if case.spatial else {}
     if mode == "forward":
+        given[3] = task.theta.cpu() if entry.reads_theta else task.theta
 
         def forward() -> tuple[Tensor, ...]:
             with torch.no_grad():

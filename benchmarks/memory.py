@@ -3,7 +3,8 @@
 The child loads the problem, runs the contender on a corner of it (which loads the libraries), and then counts the
 resident memory that one training step adds at its peak to what is there already: inputs, parameters, gradient. Linux
 resets the peak through /proc/self/clear_refs; elsewhere the peak since the start of the process is compared, which
-counts too little when loading took more than the step. torch.compile is not measured.
+counts too little when loading took more than the step. torch.compile is not measured. On a GPU no child is needed:
+torch.cuda.max_memory_allocated tells the peak of what tensors took.
 """
 
 from __future__ import annotations
@@ -74,18 +75,33 @@ def child(file: str, name: str) -> int:
     return peak_above(call(entry, task, "training"))
 
 
+def on_gpu(task: Problem, name: str, device: str) -> int:
+    """Bytes of a training step of one contender, as torch's allocator counts them."""
+    entry = contender(name, task.case)
+    step = call(entry, task.to(device), "training")
+    step()  # libraries ask for their workspaces in the first call
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def measure(
     case: Case,
     *,
     density: float = 0.1,
     iterations: int = 10,
     threads: int | None = None,
+    device: str = "cpu",
     baselines: Sequence[str] = ("eager",),
 ) -> dict[str, Any]:
     """Peak memory of a training step by contender, in bytes, and their ratio."""
     task = problem(case, density, iterations)
     names = [name for name in (FUSED, *baselines) if name != "compile" and contender(name, case)]
-    contenders = {name: {"median": in_child(task, name, threads), "iqr": 0} for name in names}
+    peaks = {name: in_child(task, name, threads) if device == "cpu" else on_gpu(task, name, device) for name in names}
+    contenders = {name: {"median": value, "iqr": 0} for name, value in peaks.items()}
     return {
         "case": case.name,
         "batch": case.batch,

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dsc_ops
 from benchmarks.cases import Case, problem
 from benchmarks.contenders import warm_up
-from benchmarks.timing import FUSED, fastest, ratio, single, summary, take_turns, torch_threads
+from benchmarks.timing import FUSED, fastest, full_float32, ratio, single, summary, take_turns, torch_threads
 from dsc_ops import functional, reference
 
 CONVOLUTIONAL = ("conv_soft_threshold", "lista_step")
@@ -40,10 +40,10 @@ class Operation:
     operations: dict[str, int]
 
 
-def elementwise(name: str, shape: Sequence[int]) -> Operation:
+def elementwise(name: str, shape: Sequence[int], device: str) -> Operation:
     """soft_threshold, shrink or l1_penalty on one large code."""
-    u = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    theta, size = torch.tensor(SURVIVORS), u.numel() * u.itemsize
+    u = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+    theta, size = torch.tensor(SURVIVORS, device=device), u.numel() * u.itemsize
     if name == "l1_penalty":
         ways = {
             FUSED: functional.l1_penalty,
@@ -59,9 +59,9 @@ def elementwise(name: str, shape: Sequence[int]) -> Operation:
     return Operation([u, theta], ways, {"forward": 2 * size, "backward": 3 * size}, {})
 
 
-def convolutional(name: str, case: Case) -> Operation:
+def convolutional(name: str, case: Case, device: str) -> Operation:
     """conv_soft_threshold, or lista_step from the code after ten iterations."""
-    task = problem(case, 0.1, 10)
+    task = problem(case, 0.1, 10).to(device)
     geometry, theta = case.geometry, task.theta[0].reshape(())
     signal, code = (tensor.numel() * tensor.itemsize for tensor in (task.signal, task.code))
     product = 2 * task.dictionary[0].numel() * task.code.numel()
@@ -105,16 +105,17 @@ def measure(
     shape: Sequence[int] = ELEMENTWISE,
     repeats: int = 15,
     threads: int | None = None,
+    device: str = "cpu",
     baselines: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Times of an operator, forward or backward, against eager; of the convolutional ones on a case."""
-    with torch_threads(threads):
-        operation = convolutional(name, case) if case else elementwise(name, shape)
+    with torch_threads(threads), full_float32():
+        operation = convolutional(name, case, device) if case else elementwise(name, shape, device)
         calls = calls_of(operation, mode)
         if baselines is not None:
             calls = {way: run for way, run in calls.items() if way in (FUSED, *baselines)}
         warm_up(calls)
-        contenders = {way: summary(times) for way, times in take_turns(calls, repeats).items()}
+        contenders = {way: summary(times) for way, times in take_turns(calls, repeats, device).items()}
         used = torch.get_num_threads()
     seconds = contenders[FUSED]["median"]
     row = {

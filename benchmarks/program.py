@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "docs" / "performance"
 TRIAL = Path("runs")  # of runs that are not whole
+NO_GPU = 3  # the exit status where a GPU was asked for and none is there
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,6 +62,18 @@ def parser() -> argparse.ArgumentParser:
     add("--modes", nargs="+", choices=MODES, help="codes alone, or with gradients (default: both)")
     add("--memory-iterations", nargs="+", type=int, metavar="K", help="K of the memory's figure (1 2 5 10 20)")
     add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), help="of the cases (default: float32)")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where to measure; cuda writes benchmarks/results/GPU.json, and without a GPU ends with exit status 3",
+    )
+    add(
+        "--roofline",
+        action="store_true",
+        help="measure nothing: print bytes, operations and predicted times of the CUDA kernels of each case on an "
+        "A100, an H100 and an RTX 4090 from datasheet limits, beside the bytes of packed codes and eager's prediction",
+    )
     add("--threads", type=int, help="number of CPU threads (default: torch's)")
     add("--repeats", type=int, help="rounds of turns (default: 5, 3 with --quick)")
     add("--no-compile", action="store_true", help="without torch.compile")
@@ -79,13 +92,17 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
         commands.error(f"--densities is {options.densities}, it takes numbers above 0 and up to 1")
     if options.check and (options.quick or options.draw or options.output):
         commands.error("--check stands without --quick, --draw and --output: it writes nothing")
+    if options.roofline and (options.quick or options.check or options.draw or options.output):
+        commands.error(
+            "--roofline stands without --quick, --check, --draw and --output: it measures and writes nothing"
+        )
     if options.draw and not options.draw.is_file():
         commands.error(f"--draw is {options.draw}, it takes a file that is there")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 when --check found a loss or a row could not be measured."""
+    """The exit status: 0, 1 when --check found a loss or a row could not be measured, 3 when there is no GPU."""
     require_extras()
     try:
         return perform(options_of(arguments))
@@ -104,6 +121,13 @@ def perform(options: argparse.Namespace) -> int:
     if options.draw:
         show(draw(run.read(options.draw)["rows"], FIGURES))
         return 0
+
+    if options.roofline:
+        print("\n".join(roofline_lines(options)))
+        return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(f"benchmarks: --device cuda needs a GPU, and torch {torch.__version__} finds none here.", file=sys.stderr)
+        return NO_GPU
 
     chosen = {
         name: getattr(options, name)
@@ -129,17 +153,28 @@ def perform(options: argparse.Namespace) -> int:
         plan = replace(plan, baselines=[name for name in plan.baselines if name != "compile"])
     if options.quick or options.check:
         plan = plan.quick()
+    plan = plan.on(options.device)
 
     if options.check:
         return compare(plan)
-    whole = plan == run.Plan()
+    whole = plan == run.Plan().on(options.device)
     results = run.run(plan)
     default = RESULTS / f"{results['machine']['name']}.json" if whole else TRIAL / "benchmarks.json"
     output = options.output or default
     run.write(output, results)
-    folder = FIGURES if whole and not options.output else output.parent / "performance"
+    figures = FIGURES if options.device == "cpu" else FIGURES / results["machine"]["name"]
+    folder = figures if whole and not options.output else output.parent / "performance"
     show([output, *draw(results["rows"], folder)])
     return 1 if results["failed"] else 0
+
+
+def roofline_lines(options: argparse.Namespace) -> list[str]:
+    from benchmarks.cases import CASES
+    from benchmarks.roofline import report
+
+    cases = [CASES[name] for name in options.cases or CASES]
+    cases = [case.scaled(options.batch or case.batch) for case in cases]
+    return report(cases, options.densities or (0.1,), (options.iterations or [10])[0])
 
 
 def compare(plan) -> int:
@@ -148,7 +183,7 @@ def compare(plan) -> int:
     from benchmarks.check import check
 
     with run.torch_threads(plan.threads):
-        name = run.machine_name(run.machine())
+        name = run.machine_name(run.machine(plan.device))
     committed = RESULTS / f"{name}.json"
     if not committed.is_file():
         print(f"Nothing to compare with: no results are committed for this kind of machine ({name}).")

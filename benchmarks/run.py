@@ -41,6 +41,7 @@ IDENTITY = (
     "threads",
     "dtype",
 )
+ON_GPU = ("cases", "memory", "operators")  # sections that mean something there
 SECTIONS = {
     "cases": "one step and K unrolled ones, forward and with gradients, against all baselines",
     "threads": "two threads against one",
@@ -66,10 +67,18 @@ class Plan:
     memory_iterations: Sequence[int] = memory.ITERATIONS
     threads: int | None = None
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
     repeats: int = 5
     above: Sequence[float] = (1e-2, 1e-3)
     shape: Sequence[int] = operators.ELEMENTWISE  # of the elementwise operators' input
     peer_size: int = 192
+
+    def on(self, device: str) -> Plan:
+        """The same on another device, in the sections that mean something there; GPUs are fast: twice the rounds."""
+        if device == "cpu":
+            return self
+        sections = [name for name in self.sections if name in ON_GPU]
+        return replace(self, device=device, sections=sections, repeats=2 * self.repeats)
 
     def quick(self) -> Plan:
         """What --check compares: the first density and setting, unrolled, without compilation and peers."""
@@ -119,7 +128,7 @@ def case_steps(plan: Plan) -> Iterator[Step]:
     """Every density on the first setting, the first density on the others."""
     signals = [(plan.settings[0], density) for density in plan.densities]
     signals += [(setting, plan.densities[0]) for setting in plan.settings[1:]]
-    common = {"repeats": plan.repeats, "threads": plan.threads, "dtype": plan.dtype, "baselines": plan.baselines}
+    common = {name: getattr(plan, name) for name in ("repeats", "threads", "dtype", "device", "baselines")}
     for case, (setting, density) in product(plan.cases, signals):
         for iterations, mode in product(plan.iterations, plan.modes):
             options = {"case": case, "setting": setting, "density": density, "iterations": iterations, "mode": mode}
@@ -133,7 +142,7 @@ def thread_steps(plan: Plan) -> Iterator[Step]:
 
 def memory_steps(plan: Plan) -> Iterator[Step]:
     """All baselines at the first K, which all cases are measured at; eager alone at the others."""
-    common = {"density": plan.densities[0], "threads": plan.threads}
+    common = {"density": plan.densities[0], "threads": plan.threads, "device": plan.device}
     for case, iterations in product(plan.cases, dict.fromkeys((plan.iterations[0], *plan.memory_iterations))):
         first = iterations == plan.iterations[0]
         if first or case.name in SWEPT:
@@ -147,7 +156,7 @@ def operator_steps(plan: Plan) -> Iterator[Step]:
         for case in [None] if elementwise else [case for case in plan.cases if case.spatial]:
             for mode in ("forward", "backward"):
                 options = {"name": name, "mode": mode, "case": case, "shape": plan.shape, "threads": plan.threads}
-                yield Step("operators", operators.measure, options)
+                yield Step("operators", operators.measure, options | {"device": plan.device})
 
 
 def call_steps(plan: Plan) -> Iterator[Step]:
@@ -184,6 +193,9 @@ def line(row: Row, best: dict[str, float]) -> str:
         text += f" (true {row['true_gflops'] / best['gemm_gflops']:4.0%})"
     if "gbs" in row:
         text += f"  copy {row['gbs'] / best['copy_gbs']:4.0%} (new {row['gbs'] / best['new_copy_gbs']:4.0%})"
+    if "predicted_seconds" in row:
+        predicted = row["predicted_seconds"]
+        text += f"  roofline {predicted * 1e3:.2f} ms predicted, {predicted / fused['median']:4.0%} of it reached"
     return text + (f"  {row['setting']}" if "setting" in row else "")
 
 
@@ -202,13 +214,16 @@ def say(text: str) -> None:
 def run(plan: Plan) -> dict[str, Any]:
     """Measure all rows of a plan, print each, and return them with the machine and its limits."""
     with torch_threads(plan.threads):
-        facts = machine()
+        facts = machine(plan.device)
     # Most processors compute 16-bit dtypes in float32, and library products of theirs can be very slow.
-    best = limits(plan.threads, plan.dtype if plan.dtype.itemsize >= 4 else torch.float32)
+    best = limits(plan.threads, plan.dtype if plan.dtype.itemsize >= 4 else torch.float32, plan.device)
+    name = facts["gpu"]["name"] if "gpu" in facts else f"{facts['processor']}, threads: {best['threads']}"
     say(
-        f"{facts['processor']}, threads: {best['threads']}, {best['dtype']}: matrix product {best['gemm_gflops']:.0f} "
+        f"{name}, {best['dtype']}: matrix product {best['gemm_gflops']:.0f} "
         f"GFLOP/s, copy {best['copy_gbs']:.1f} GB/s, into a new tensor {best['new_copy_gbs']:.1f} GB/s"
     )
+    if "gemm_tf32_gflops" in best:
+        say(f"TensorFloat-32 is off for all contenders; with it a matrix product has {best['gemm_tf32_gflops']:.0f}.")
     say(HEADER)
     if "threads" in plan.sections and best["threads"] < 2:
         say("Two threads against one is left out: there is one thread.")

@@ -58,6 +58,24 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       " Tensor? x0, float[] momentum, " GEOMETRY
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
+
+  // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_cuda.py): one group,
+  // no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too. grad_sums and
+  // grad_theta have rows for theta and for bias, (2, M) and (iterations, 2, M).
+  library.def(
+      "packed_conv_soft_threshold(Tensor y, Tensor weight, Tensor? bias, Tensor theta, SymInt[] stride,"
+      " SymInt[] padding, bool one_sided, bool tensor_cores) -> Tensor");
+  library.def(
+      "packed_conv_soft_threshold_backward(Tensor grad, Tensor codes, Tensor y, Tensor weight, SymInt[] stride,"
+      " SymInt[] padding, bool[] needs, bool tensor_cores) -> (Tensor grad_y, Tensor grad_weight, Tensor grad_sums)");
+  library.def(
+      "packed_lista(Tensor y, Tensor dictionary, Tensor analysis, Tensor theta, Tensor? x0, float[] momentum,"
+      " SymInt[] stride, SymInt[] padding, bool one_sided, bool keep_tape, bool tensor_cores)"
+      " -> (Tensor codes, Tensor tape)");
+  library.def(
+      "packed_lista_backward(Tensor grad, Tensor tape, Tensor y, Tensor dictionary, Tensor analysis, Tensor theta,"
+      " Tensor? x0, float[] momentum, SymInt[] stride, SymInt[] padding, bool[] needs, bool tensor_cores)"
+      " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 }
 
 PYBIND11_MODULE(_C, module) {

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dsc_ops import _composed
+from dsc_ops import _cuda
 
 ops = torch.ops.dsc_ops
 
@@ -205,14 +205,17 @@ torch.library.register_autograd(
     "dsc_ops::conv_soft_threshold", _conv_soft_threshold_backward, setup_context=_conv_soft_threshold_setup
 )
 
+# Where the operators are those of CUDA; the tests have them on the CPU too.
+cuda_device = "cuda"
+
 # --- lista ------------------------------------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("dsc_ops::lista")
 def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, keep_tape):
     codes = _empty_codes(y, dictionary, stride, padding, dilation)
-    if y.device.type == "cuda":
-        return codes, codes.new_empty([theta.shape[0], *codes.shape] if keep_tape else 0)
+    if y.device.type == cuda_device:
+        return codes, _cuda.empty_tape(y, dictionary, theta, codes, stride, dilation, groups, keep_tape)
     # TapeLayout of csrc/core/code_format.h: places, values, residuals, masks, end.
     value_size = 8 if y.dtype == torch.float64 else 4
     pixels = codes.numel() // dictionary.shape[0] * groups
@@ -309,4 +312,4 @@ for _name in ("analysis", "synthesis", "conv_soft_threshold", "lista"):
 
 # --- CUDA implementations that are not kernels ------------------------------------------------------------------------
 
-_composed.register(_library)
+_cuda.register(_library)

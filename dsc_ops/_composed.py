@@ -1,7 +1,7 @@
-"""The convolution operators on CUDA, composed of the library's convolution and the fused epilogue.
+"""The convolution operators composed of the library's convolution and the fused epilogue: a step of `lista` is one
+transposed convolution, one convolution and one pass of `soft_threshold` with residual.
 
-CUDA kernels that fuse the convolution itself are to take their place; until then a step of `lista` is one transposed
-convolution, one convolution and one pass of `soft_threshold` with residual. The functions run on any device that has
+What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_cuda.py). The functions run on any device that has
 `soft_threshold` and its backward, so the tests run them on the CPU.
 """
 
@@ -159,17 +159,3 @@ def lista_backward(
         grad_before = grad_z * -weight if weight else None
     return grad_y, grad_dictionary, grad_analysis, grad_theta, grad_x.contiguous() if needs[4] else y.new_empty(0)
 
-
-def register(library: torch.library.Library) -> None:
-    """Make these the operators' CUDA implementations."""
-    composed = (
-        analysis,
-        synthesis,
-        correlation,
-        conv_soft_threshold,
-        conv_soft_threshold_backward,
-        lista,
-        lista_backward,
-    )
-    for function in composed:
-        library.impl(function.__name__, function, "CUDA")

@@ -1,4 +1,4 @@
-"""What the tests share: seeds, and how near a result has to be to the truth."""
+"""What the tests share: seeds, the instruction set levels of the CPU, and the device that tests/test_gpu.py runs on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,41 @@ import os
 # Many small parallel regions on a machine that others use too: waiting threads are to sleep, not to spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gpu_results
 import pytest
 import torch
+from cuda_sim_build import cuda_sim, ops  # noqa: F401 (fixtures)
 
+import dsc_ops
 from dsc_ops import _C
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="run tests/test_gpu.py on this device: cuda needs a GPU and the CUDA kernels, ends with exit status "
+        f"{gpu_results.NO_GPU} without them, and writes tests/results/GPU.json; cpu tries the tests themselves",
+    )
+
+
+def pytest_configure(config) -> None:
+    device = config.getoption("--device")
+    os.environ.pop("DSC_OPS_TEST_DEVICE", None)
+    if device is None:
+        return
+    os.environ["DSC_OPS_TEST_DEVICE"] = device  # read where test_gpu.py is imported
+    if device == "cuda" and (obstacle := gpu_results.obstacle(torch.cuda.is_available(), dsc_ops._library.cuda_reason)):
+        pytest.exit(f"the tests on a GPU cannot run here: {obstacle}", returncode=gpu_results.NO_GPU)
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
+    if config.getoption("--device") != "cuda":
+        return
+    chosen = any("::" in argument for argument in config.args)
+    whole = not chosen and gpu_results.is_whole(terminalreporter.stats, terminalreporter._session.testscollected)
+    said = gpu_results.write(terminalreporter.stats, int(exitstatus)) if whole else gpu_results.PART
+    terminalreporter.write_line(said)
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +49,23 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=_C.cpu_capabilities())
+# The kernels of the CPU are not used where those of CUDA stand in for them.
+@pytest.fixture(params=_C.cpu_capabilities()[-1:] if os.environ.get("DSC_TEST_KERNELS") else _C.cpu_capabilities())
 def capability(request):
     """Every instruction set level that this machine has."""
     before = _C.cpu_capability()
     _C.set_cpu_capability(request.param)
     yield request.param
     _C.set_cpu_capability(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(request):
+    """DSC_TEST_KERNELS=cuda-sim: the operators on CPU tensors are what they are on CUDA, executed by tests/cuda_sim."""
+    if os.environ.get("DSC_TEST_KERNELS") != "cuda-sim":
+        yield
+        return
+    from cuda_sim_build import in_place_of_cpu
+
+    with in_place_of_cpu(request.getfixturevalue("ops")):
+        yield

@@ -123,7 +123,7 @@ CONVOLUTIONS = [
 
 def random_convolution(generator: torch.Generator) -> Convolution:
     def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=generator))
+        return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))
 
     for _ in itertools.count():
         dims, groups = draw(1, 2), draw(1, 3)

@@ -4,19 +4,22 @@ ratios, limits, memory, the regression guard and the files are what they are sai
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("skimage", reason="the benchmarks need pip install dsc_ops[examples]")
 pytest.importorskip("mlxtend", reason="the benchmarks need pip install dsc_ops[examples]")
 
-from benchmarks import cases, contenders, memory, operators, peers, program, run, timing, unrolled
+from benchmarks import cases, contenders, memory, operators, peers, program, roofline, run, timing, unrolled
 from benchmarks.cases import Case
 from benchmarks.check import check
 from benchmarks.machine import machine, machine_name, write_whole
@@ -197,6 +200,39 @@ def test_no_further_round_begins_when_patience_is_at_an_end(monkeypatch):
     assert len(timing.take_turns({"fused": clock.contender("fused", 0.1)}, 10)["fused"]) == 10
 
 
+def test_a_turn_on_a_gpu_is_many_calls_between_two_waits(monkeypatch):
+    clock = Clock(monkeypatch)
+    waits = []
+    monkeypatch.setattr(timing, "wait_for", lambda device: waits.append((device, len(clock.ran))))
+    times = timing.take_turns({"fused": clock.contender("fused", 0.01), "eager": clock.contender("e", 1.0)}, 1, "cuda")
+    assert times == {"fused": [pytest.approx(0.01)], "eager": [1.0]}
+    assert clock.ran == ["fused"] * (1 + 5) + ["e"]  # one that tells how many, and those
+    assert waits == [("cuda", calls) for calls in (0, 1, 1, 6, 6, 7)]
+
+
+def test_nothing_is_rounded_to_tensor_float_32_while_contenders_run(monkeypatch):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before, seen = (cudnn.allow_tf32, matmul.allow_tf32), []
+
+    def look(*given, **options):
+        seen.append((cudnn.allow_tf32, matmul.allow_tf32))
+        return functional.lista(*given, **options)
+
+    monkeypatch.setattr(unrolled, "contender", lambda name, case: contenders.Contender(look))
+    row = unrolled.measure(SMALL["line"], iterations=2, repeats=1)
+    assert set(seen) == {(False, False)} and before[0]
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == before and "predicted_seconds" not in row
+
+
+def test_a_baseline_that_takes_theta_as_a_number_waits_for_no_gpu(monkeypatch):
+    task, given = cases.problem(SMALL["picture"], 0.1, 2), []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: "on the CPU")
+    for reads in (True, False):
+        entry = contenders.Contender(lambda *args, **options: given.append(args[3]), reads_theta=reads)
+        contenders.call(entry, task, "forward")()
+    assert given[0] == "on the CPU" and given[1] is task.theta
+
+
 def test_the_ratio_is_that_to_the_fastest_baseline():
     found = {name: timing.summary(times) for name, times in {"fused": [1, 2, 9], "a": [8], "b": [5, 6, 6, 7]}.items()}
     assert found["fused"]["median"] == 2 and found["b"]["iqr"] == pytest.approx(0.5)
@@ -352,7 +388,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "CASES", SMALL)
     monkeypatch.setattr(run, "SWEPT", ("picture",))
     best = {"threads": 1, "dtype": "float32", "gemm_gflops": 1.0, "copy_gbs": 1.0, "new_copy_gbs": 1.0}
-    monkeypatch.setattr(run, "limits", lambda threads, dtype: best)
+    monkeypatch.setattr(run, "limits", lambda threads, dtype, device: best)
     monkeypatch.setattr(program, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(program, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(program, "TRIAL", tmp_path / "runs")
@@ -506,6 +542,104 @@ def test_the_guard_measures_what_a_run_wrote(small, capsys):
     assert "3 ratios compared, 0 lost" in capsys.readouterr().out
 
 
+def test_a_plan_for_a_gpu_measures_there_what_means_something_there():
+    plan = run.Plan().on("cuda")
+    assert {step.section for step in run.steps(plan)} == set(run.ON_GPU)
+    assert {step.options["device"] for step in run.steps(plan)} == {"cuda"}
+    assert run.Plan().on("cpu") == run.Plan()
+
+
+def test_without_a_gpu_it_is_said_and_nothing_is_measured(small, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert program.main(["--device", "cuda"]) == program.NO_GPU == 3
+    assert capsys.readouterr().err.startswith("benchmarks: --device cuda needs a GPU")
+    assert list(small.iterdir()) == []
+
+
+class OnTheCpu(TorchFunctionMode):
+    """Whatever is asked of a GPU is done on the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.device:
+            return function(*args, **(kwargs or {}))
+        moved = {name: "cpu" if value == "cuda" else value for name, value in (kwargs or {}).items()}
+        return function(*("cpu" if isinstance(value, str) and value == "cuda" else value for value in args), **moved)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A GPU whose allocator says 100 bytes and then 350, and which does not exist; a list of what was asked of it."""
+    asked = []
+    properties = SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30
+    )
+    answers = {
+        "is_available": True,
+        "get_device_name": properties.name,
+        "get_device_properties": properties,
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 100,
+        "max_memory_allocated": 350,
+    }
+    for name, answer in answers.items():
+
+        def reply(device=None, name=name, answer=answer):
+            asked.append(name)
+            return answer
+
+        monkeypatch.setattr(torch.cuda, name, reply)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: asked.append("torch.accelerator.synchronize"))
+    monkeypatch.setattr(timing, "TURN", 1e-3)
+    with OnTheCpu():
+        yield asked
+
+
+def test_a_run_on_a_gpu_from_end_to_end(small, pretended_gpu, capsys):
+    arguments = ["--device", "cuda", "--cases", "picture", "matrix", "--no-compile", "--densities", "0.1"]
+    arguments += ["--settings", "photographs", "--iterations", "3", "--memory-iterations", "3", "--repeats", "1"]
+    arguments += ["--sections", "cases", "memory", "calls"]
+    assert program.main(arguments) == 0
+    written = json.loads((small / "runs" / "benchmarks.json").read_text())
+    assert written["machine"]["name"] == "nvidia-h100-80gb-hbm3"
+    assert written["machine"]["gpu"]["allow_tf32"] is False and written["machine"]["gpu"]["capability"] == "9.0"
+    assert {row["section"] for row in written["rows"]} == {"cases", "memory"}  # a GPU has no use for the others
+    for row in written["rows"]:
+        if row["section"] == "memory":
+            assert all(entry["median"] == 250 for entry in row["contenders"].values())
+        if row["section"] == "cases":
+            known = roofline.DEVICES["H100"]
+            options = {"mode": row["mode"], "iterations": 3}
+            predicted = roofline.predict(SMALL[row["case"]], row["mean_density"], known, **options)
+            assert row["predicted_seconds"] == predicted > 0
+    steps = pretended_gpu[pretended_gpu.index("reset_peak_memory_stats") :]
+    assert steps[:4] == ["reset_peak_memory_stats", "memory_allocated", "synchronize", "max_memory_allocated"]
+    assert "ms predicted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["soft_threshold", "lista_step"])
+def test_operators_are_measured_on_a_gpu(name, pretended_gpu):
+    case = SMALL["picture"] if name in operators.CONVOLUTIONAL else None
+    row = operators.measure(name, "backward", case=case, shape=(2, 4, 8, 8), repeats=1, device="cuda")
+    assert row["ratio"] > 0 and pretended_gpu.count("synchronize") >= 4  # around each turn of two contenders
+
+
+def test_limits_of_a_gpu_tell_of_tensor_float_32_too(pretended_gpu):
+    found = timing.limits(1, device="cuda", size=64, mebibytes=32)
+    assert "torch.accelerator.synchronize" in pretended_gpu  # by the timer, before it reads the clock
+    assert found["gemm_gflops"] > 0 and found["gemm_tf32_gflops"] > 0 and found["copy_gbs"] > 0
+    assert "gemm_tf32_gflops" not in timing.limits(1, torch.float64, "cuda", size=64, mebibytes=32)
+    assert torch.backends.cuda.matmul.allow_tf32 is False and torch.backends.cudnn.allow_tf32 is True
+
+
+def test_a_row_of_a_known_gpu_is_printed_beside_its_prediction():
+    timed = {"fused": {"median": 2e-3, "iqr": 0.0}, "eager": {"median": 4e-3, "iqr": 0.0}}
+    row = {"section": "cases", "case": "a", "contenders": timed, "fastest": "eager", "ratio": 2.0}
+    assert "predicted" not in run.line(row, {})
+    assert "roofline 1.00 ms predicted,  50% of it reached" in run.line(row | {"predicted_seconds": 1e-3}, {})
+
+
 def test_a_machine_is_named_by_its_kind():
     facts = {"processor": "Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz", "cores": 1}
     assert machine_name(facts | {"dsc_ops": {"cpu_capability": "avx512"}}) == "intel-xeon-gold-6338-avx512-1-core"
@@ -525,6 +659,8 @@ def test_a_machine_is_named_by_its_kind():
         (["--check", "--quick"], "--check"),
         (["--check", "--output", "x.json"], "--check"),
         (["--draw", "nothing.json"], "--draw"),
+        (["--roofline", "--quick"], "--roofline"),
+        (["--device", "tpu"], "--device"),
     ],
 )
 def test_wrong_options_are_named(arguments, named, capsys):
@@ -545,3 +681,124 @@ def test_help_explains_every_section_and_case(capsys):
 def test_where_the_figures_go_is_in_the_checkout():
     assert program.RESULTS == Path(__file__).parents[1] / "benchmarks" / "results"
     assert program.FIGURES == Path(__file__).parents[1] / "docs" / "performance"
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_of_a_packed_code_are_those_of_its_parts():
+    shape = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
+    assert (shape.pixels, shape.products, shape.slabs, shape.wide) == (8 * 128 * 128, 49, 1, False)
+    assert shape.non_zeros / shape.pixels == pytest.approx(6.4)
+    assert shape.least / shape.pixels == pytest.approx(8 + 25.6)  # a mask and 6.4 values
+    assert shape.packed / shape.pixels == pytest.approx(8 + 25.6 + 1.25)  # offsets and padding
+    assert roofline.packed_minimum(shape, "forward") / shape.pixels == pytest.approx(71.2)  # x, next x, y
+    wide = roofline.shape_of(cases.CASES["deep"], 0.1)
+    assert wide.wide and wide.slabs == 2 and wide.masks == 16 * wide.pixels
+
+
+def test_borders_of_tiles_are_those_of_the_layout():
+    gray = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
+    # 16 x 32 code pixels write (16 + 6) x (32 + 6) of signal, 8 x 32 read (8 + 6) x (32 + 6); 128 = 8 x 16 = 4 x 32
+    assert gray.halo((16, 32), 0) == 4 * 8 * (8 * 4) * 22 * 38
+    assert gray.halo((8, 32), 1) == 4 * 8 * (16 * 4) * 14 * 38
+    stride = roofline.shape_of(cases.CASES["stem-imagenet"], 0.1)  # 112 x 112, stride 2, three channels
+    assert stride.code_size == (112, 112)
+    assert stride.halo((16, 32), 0) == 4 * 4 * (7 * 4) * 3 * (2 * 16 + 6) * (2 * 32 + 6)
+    assert stride.halo((8, 32), 1) == 4 * 4 * (14 * 4) * 3 * (2 * 7 + 7) * (2 * 31 + 7)
+    line = roofline.shape_of(cases.CASES["signal"], 0.1)  # 4096 = 8 x 512 = 16 x 256
+    assert line.halo((16, 32), 0) == 4 * 32 * 8 * (512 + 64)
+    assert line.halo((8, 32), 1) == 4 * 32 * 16 * (255 + 65)
+
+
+def test_work_of_the_kernels_on_gray_pictures():
+    """Bytes for each code pixel at a tenth, each a sum of: packed code 34.85, tiles 6.53, border 8.31, signal 4."""
+    shape = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
+    weight = 64 * 49 * 4 / shape.pixels
+    packed, tiles, border, signal = 34.85, 4 * 22 * 38 / 512, 4 * 14 * 38 / 256, 4.0
+    expected = {
+        "synthesis": packed + tiles + weight,
+        "combine": tiles + 2 * signal,
+        "analysis": border + 2 * packed + weight,
+        "correlation": border + packed + 513 * weight,
+        "select": border + packed + 8 + (25.6 + 0.75) + weight,
+        "unpack": packed + 256,
+        "pack": packed + 256,
+    }
+    found = {name: kernel(shape).bytes / shape.pixels for name, kernel in roofline.KERNELS.items()}
+    assert found == pytest.approx(expected)
+    operations = {name: roofline.KERNELS[name](shape).operations / shape.pixels for name in expected}
+    assert operations["synthesis"] == operations["correlation"] == pytest.approx(2 * 6.4 * 49)
+    assert operations["analysis"] == operations["select"] == 2 * 64 * 49 + 4 * 64
+
+
+def test_eager_moves_so_many_dense_codes():
+    """Seven codes with softshrink, sixteen with sign and relu, and five signals."""
+    shape = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
+    for name, codes in (("forward", 7), ("forward with a tape", 16)):
+        schedule = roofline.EAGER_SCHEDULES[name]
+        moved = sum(schedule.table[kernel](shape).bytes for kernel in schedule.later) - 2 * shape.weight
+        assert moved / shape.pixels == pytest.approx(256 * codes + 4 * 5)
+
+
+def test_a_kernel_takes_as_long_as_its_slowest_part():
+    device = roofline.Device("round numbers", bandwidth=1e9, fp32=1e12, multiprocessors=10, clock=1e9)
+    assert device.shared == 1.28e12 and device.issue == 1.28e12
+    for work, bound, seconds in (
+        (roofline.Work(1e6), "memory", 1e-3),
+        (roofline.Work(1e6, 2e9), "fp32", 2e-3),
+        (roofline.Work(1e6, 2e9, 1.28e12), "shared", 1.0),
+        (roofline.Work(1e6, 2e9, 1.28e12, 2.56e12), "issue", 2.0),
+    ):
+        assert work.bound(device) == bound and work.seconds(device) == pytest.approx(seconds)
+
+
+def test_a_call_is_the_sum_of_its_kernels():
+    device, case = roofline.DEVICES["A100"], cases.CASES["denoise-gray"]
+    shape = roofline.shape_of(case, 0.15)
+    seconds = {name: kernel(shape).seconds(device) for name, kernel in roofline.KERNELS.items()}
+    step = seconds["synthesis"] + seconds["combine"] + seconds["analysis"]
+    forward = 9 * step + seconds["analysis"] + seconds["unpack"]
+    assert roofline.predict(case, 0.15, device, mode="forward", iterations=10) == pytest.approx(forward)
+    given = step + seconds["unpack"]
+    options = {"iterations": 1, "from_zero": False}
+    assert roofline.predict(case, 0.15, device, mode="forward", **options) == pytest.approx(given)
+    first = seconds["synthesis"] + seconds["combine"] + seconds["correlation"]
+    back = 10 * first + 9 * (seconds["correlation"] + seconds["select"]) + seconds["pack"]
+    assert roofline.predict(case, 0.15, device, mode="training", iterations=10) == pytest.approx(forward + back)
+
+
+def test_each_case_has_predictions_that_grow_with_the_density():
+    for name, case in cases.CASES.items():
+        for device in roofline.DEVICES.values():
+            options = {"mode": "training", "iterations": 10}
+            thin, thick = (roofline.predict(case, p, device, **options) for p in (0.03, 0.45))
+            assert 0 < thin <= thick < 1, name
+            assert (thin == thick) == (name in ("deep", "dense"))  # which are dense in any case
+            assert roofline.predict_eager(case, 0.03, device, **options) > thin
+
+
+def test_only_gpus_of_a_known_datasheet_have_a_prediction():
+    assert roofline.device_named("NVIDIA A100-SXM4-80GB").bandwidth == 2039e9
+    assert roofline.device_named("NVIDIA GeForce RTX 4090") is roofline.DEVICES["RTX 4090"]
+    for other in ("NVIDIA A100-PCIE-40GB", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090 D", "Tesla T4"):
+        assert roofline.device_named(other) is None
+
+
+def test_predictions_are_printed_as_such_for_every_case(capsys):
+    assert program.main(["--roofline"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("PREDICTIONS, NOT MEASUREMENTS") and told.endswith("predictions, not measurements.\n")
+    for name in (*SHAPES, *(device.name for device in roofline.DEVICES.values()), "packed minimum", "eager / fused"):
+        assert name in told
+    assert all(f"{name}: density 0.1" in told for name in SHAPES)
+    assert program.main(["--roofline", "--cases", "signal", "--densities", "0.3"]) == 0
+    told = capsys.readouterr().out
+    assert "signal: density 0.3 of the last code, 0.45 in the mean" in told and "deep" not in told
+
+
+def test_the_document_shows_what_the_command_prints(capsys):
+    text = (program.ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"```\n\$ python -m benchmarks (.*)\n((?s:.*?))```", text).groups()
+    assert program.main(command.split()) == 0
+    assert capsys.readouterr().out == shown

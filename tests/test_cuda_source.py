@@ -1,147 +1,20 @@
 """The source of the CUDA operators, executed on the CPU by cuda_sim/, against eager PyTorch; csrc/core/scalar.h.
 
-- cuda_sim/operators.cpp compiles csrc/cuda/*.cu, host code and kernels, into operators for CPU tensors.
-- cuda_sim/kernels.cpp compiles the kernels alone with the address and undefined behaviour sanitizers; cuda_sim/check.py
-  runs it, and has to complain about every planted defect.
+Every call of an operator runs its blocks and threads in another order. The cases marked `every_mode` also run under the
+sanitizers and the race checker (test_cuda_sim.py).
 
 Needs g++ and torch's headers, not the dsc_ops package.
 """
 
-import concurrent.futures
 import ctypes
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_sim_build import SIM
 
-HERE = Path(__file__).parent
-SIM = HERE / "cuda_sim"
-CSRC = HERE.parent / "csrc"
-TORCH = Path(torch.__file__).parent
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 RHO = {"relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu, "silu": F.silu, "mish": F.mish, "gelu": F.gelu}
-
-# Each is one edit of the kernels' source and what check.py has to say about it.
-DEFECTS = {
-    "no barrier between the steps of a sum": (
-        "reduction.cuh", "    __syncthreads();\n    if (thread < half)", "    if (thread < half)", "read of"),
-    "no barrier between two sums": (
-        "reduction.cuh", "  __syncthreads();  // a previous call may still be reading\n", "", "race: write"),
-    "a barrier that only some threads reach": (
-        "threshold_kernels.cuh", "sum = block_sum(sum, width);",
-        "if (walk.channel < plan.channels) sum = block_sum(sum, width);", "threads reach __syncthreads"),
-    "shared memory beyond its end": (
-        "reduction.cuh", "sums[thread + half]", "sums[thread + 2 * half]", "shared memory index"),
-    "a write beyond the tensor": (
-        "penalty_kernels.cuh", "i < size; i += step) {\n    grad_x", "i <= size; i += step) {\n    grad_x",
-        "heap-buffer-overflow"),
-    "partial sums beyond the last channel": (
-        "threshold_kernels.cuh", "if (thread < width && walk.channel < plan.channels)", "if (thread < width)",
-        "heap-buffer-overflow"),
-    "the last element left out": (
-        "threshold_kernels.cuh", "end : plan.channel_size();", "end : plan.channel_size() - 1;", "differs"),
-    "the last partial left out": (
-        "reduction.cuh", "part < parts && i < count", "part < parts - 1 && i < count", "differs"),
-}  # fmt: skip
-
-
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
-def compile_shared(source: str, out: Path, *flags: str, csrc: Path = CSRC) -> Path:
-    command = ["g++", "-std=c++17", "-fPIC", "-shared", f"-I{csrc}", f"-I{SIM}", str(SIM / source), "-o", str(out)]
-    result = subprocess.run([*command, *flags], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return out
-
-
-def compile_operators(out: Path) -> Path:
-    # -Bsymbolic: the stand-ins for functions of PyTorch's CUDA build are this library's own.
-    return compile_shared(
-        "operators.cpp", out, "-O1", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        f"-isystem{TORCH / 'include'}", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-Bsymbolic",
-    )  # fmt: skip
-
-
-def compile_sanitized(out: Path, csrc: Path = CSRC) -> Path:
-    flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    return compile_shared("kernels.cpp", out, *flags, csrc=csrc)
-
-
-def compile_defect(folder: Path, file: str, old: str, new: str) -> Path:
-    shutil.copytree(CSRC / "core", folder / "core")
-    shutil.copytree(CSRC / "cuda", folder / "cuda")
-    source = (folder / "cuda" / file).read_text()
-    assert source.count(old) == 1, f"{file} has changed: plant the defect anew"
-    (folder / "cuda" / file).write_text(source.replace(old, new))
-    return compile_sanitized(folder / "kernels.so", folder)
-
-
-@pytest.fixture(scope="session")
-def builds(tmp_path_factory):
-    """Everything that has to be compiled, under way on two cores: call .result() on what a test needs."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the executor of CUDA source needs Linux")
-    if shutil.which("g++") is None:
-        pytest.skip("the executor of CUDA source needs g++, which is not on PATH")
-    out = tmp_path_factory.mktemp("cuda_sim")
-    pool = concurrent.futures.ThreadPoolExecutor(2)
-    started = {
-        "operators": pool.submit(compile_operators, out / "operators.so"),
-        "scalar": pool.submit(compile_shared, "scalar.cpp", out / "scalar.so", "-O2"),
-    }
-    if sanitizer():
-        started["sanitized"] = pool.submit(compile_sanitized, out / "kernels.so")
-        for i, (name, (file, old, new, _)) in enumerate(DEFECTS.items()):
-            started[name] = pool.submit(compile_defect, out / f"defect{i}", file, old, new)
-    yield started
-    pool.shutdown(cancel_futures=True)
-
-
-def sanitizer() -> str | None:
-    """The sanitizer's library, which has to be loaded into the Python that loads a sanitized one."""
-    path = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    return path if os.path.isabs(path) else None
-
-
-class Operators:
-    """torch.ops.dsc_ops_cuda_sim, each call under another order of blocks and threads."""
-
-    def __init__(self, path: Path):
-        self.library = torch.library.Library("dsc_ops_cuda_sim", "DEF")
-        for schema in schemas():
-            self.library.define(schema)
-        torch.ops.load_library(path)
-        self.set_seed = ctypes.CDLL(str(path)).cuda_sim_seed
-        self.set_seed.argtypes = [ctypes.c_uint64]
-        self.seed = 0
-
-    def __getattr__(self, name: str):
-        def call(*arguments):
-            self.seed += 1
-            self.set_seed(self.seed)
-            return getattr(torch.ops.dsc_ops_cuda_sim, name)(*arguments)
-
-        return call
-
-
-def schemas() -> list[str]:
-    """The schemas in csrc/ops.cpp of the operators that csrc/cuda implements."""
-    implemented = re.findall(r'\.impl\("(\w+)"', "".join(path.read_text() for path in (CSRC / "cuda").glob("*.cu")))
-    definitions = re.findall(r'\.def\(\s*((?:"[^"]*"\s*)+)\)', (CSRC / "ops.cpp").read_text())
-    joined = ["".join(re.findall(r'"([^"]*)"', definition)) for definition in definitions]
-    return [schema for schema in joined if schema.split("(")[0] in implemented]
-
-
-@pytest.fixture(scope="session")
-def ops(builds):
-    return Operators(builds["operators"].result())
 
 
 # --- inputs and comparison --------------------------------------------------------------------------------------------
@@ -179,8 +52,12 @@ CASES = [
     ((3, 5, 41, 37), contiguous),
     ((3, 5, 41, 37), channels_last),
 ]
+# Of these the sanitizers and the race checker see each kind of plan.
+IN_EVERY_MODE = [((600, 3), strided), ((3, 4, 301), contiguous), ((2, 33, 5, 3), channels_last)]
 over_cases = pytest.mark.parametrize(
-    "shape, layout", CASES, ids=["x".join(map(str, shape)) + "-" + layout.__name__ for shape, layout in CASES]
+    "shape, layout",
+    [pytest.param(*case, marks=pytest.mark.every_mode if case in IN_EVERY_MODE else ()) for case in CASES],
+    ids=["x".join(map(str, shape)) + "-" + layout.__name__ for shape, layout in CASES],
 )
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -281,6 +158,7 @@ def test_soft_threshold_densities(ops, threshold, density):
         assert_close(result, expected.float(), expected, grad.double().abs().sum())
 
 
+@pytest.mark.every_mode
 def test_soft_threshold_without_channels(ops):
     for shape in ((), (17,), (4500,)):
         u, theta, grad = random_inputs(shape, torch.float32, False)
@@ -292,6 +170,7 @@ def test_soft_threshold_without_channels(ops):
         torch.testing.assert_close(grad_theta, expected_theta)
 
 
+@pytest.mark.every_mode
 def test_other_layouts_of_the_other_tensors(ops):
     """residual, grad, theta and bias in layouts that are not that of u."""
     u, theta, residual = random_inputs((3, 5, 7, 11), torch.float32, True)
@@ -320,7 +199,9 @@ def eager_shrink_backward(grad, u, theta, activation, one_sided):
 
 @over_dtypes
 @pytest.mark.parametrize("one_sided", [False, True])
-@pytest.mark.parametrize("activation", RHO)
+@pytest.mark.parametrize(
+    "activation", [pytest.param(name, marks=pytest.mark.every_mode if name == "mish" else ()) for name in RHO]
+)
 def test_shrink(ops, activation, one_sided, dtype):
     rest = (activation, one_sided)
     for shape, layout, per_channel in (
@@ -370,6 +251,7 @@ def test_l1_norm(ops, shape, layout, dtype):
 # --- all operators ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_mode
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3), (0, 4), (2, 0)], ids=str)
 def test_empty_tensors(ops, shape):
     u, channels = torch.empty(shape), shape[1]
@@ -406,6 +288,7 @@ def test_nan_and_infinity_pass_as_in_eager(ops, dtype):
     assert ops.l1_norm(u[1:], 1.0)[0].isinf()
 
 
+@pytest.mark.every_mode
 def test_results_do_not_vary(ops):
     """Every call runs blocks and threads in another order: the bits have to be the same."""
     for layout in (contiguous, channels_last):
@@ -425,41 +308,13 @@ def test_unsupported_dtype_is_refused(ops):
         ops.l1_norm_backward(torch.tensor(1.0), torch.ones(3, dtype=torch.int32))
 
 
-# --- the kernels under the sanitizers ---------------------------------------------------------------------------------
-
-
-def check(library: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "LD_PRELOAD": sanitizer(), "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, str(SIM / "check.py"), str(library)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-@pytest.fixture(scope="session")
-def sanitized_builds(builds):
-    if "sanitized" not in builds:
-        pytest.skip("g++ has no address sanitizer (libasan)")
-    return builds
-
-
-def test_kernels_under_the_sanitizers(sanitized_builds):
-    result = check(sanitized_builds["sanitized"].result())
-    assert result.returncode == 0, result.stderr
-    assert "every case passed" in result.stdout
-
-
-@pytest.mark.parametrize("name", DEFECTS)
-def test_planted_defect_is_caught(sanitized_builds, name):
-    result = check(sanitized_builds[name].result())
-    assert result.returncode != 0
-    assert DEFECTS[name][-1] in result.stderr
-
-
 # --- csrc/core/scalar.h -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def scalar(builds):
-    library = ctypes.CDLL(str(builds["scalar"].result()))
+def scalar(cuda_sim):
+    scalar = cuda_sim.object(SIM / "scalar.cpp", "-O2")
+    library = ctypes.CDLL(str(cuda_sim.link("scalar.so", None, [scalar], "-shared").result()))
 
     def convert(name: str, source: torch.Tensor, target: torch.dtype) -> torch.Tensor:
         out = torch.empty(source.shape, dtype=target)

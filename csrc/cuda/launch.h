@@ -48,26 +48,44 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Launches a kernel of block_threads threads on the current stream of the tensor's device, which has to be the current
-// one. Every kernel strides over its grid, so `blocks` is a wish; none means that there is nothing to do.
+inline cudaStream_t current_stream(const Tensor& on) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Launches exactly `grid` blocks of block_threads threads, with that many bytes of dynamic shared memory.
+template <typename... Parameters, typename... Arguments>
+void launch(const Tensor& on, dim3 grid, size_t shared_bytes, void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
+  if (shared_bytes > 48 * 1024)  // more than a block gets unasked
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(block_threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = current_stream(on);
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+// Launches a kernel on the current stream of the tensor's device, which has to be the current one. The kernel strides
+// over its grid, so `blocks` is a wish; none means that there is nothing to do.
 template <typename... Parameters, typename... Arguments>
 void launch(const Tensor& on, int64_t blocks, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (blocks == 0) return;
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20)));
-  config.blockDim = dim3(block_threads);
-  config.stream = static_cast<cudaStream_t>(stream);
-  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+  launch(on, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20))), 0, kernel, arguments...);
 }
 
 // sums[i] = sum of partials[part][i] over the parts, rounded to the type of sums.
 template <typename A, typename Out>
+void sum_partials(const Tensor& on, const A* partials, int64_t parts, int64_t count, Out* sums) {
+  launch(on, ceil_div(count, sums_per_block(parts)), sum_partials_kernel<A, Out>, partials, parts, count, sums);
+}
+
+template <typename A, typename Out>
 void sum_partials(const Tensor& partials, const Tensor& sums) {
   const int64_t count = sums.numel(), parts = count == 0 ? 0 : partials.numel() / count;
-  launch(sums, ceil_div(count, sums_per_block(parts)), sum_partials_kernel<A, Out>, data<A>(partials), parts, count,
-         mutable_data<Out>(sums));
+  sum_partials(sums, data<A>(partials), parts, count, mutable_data<Out>(sums));
 }
 
 }  // namespace dsc::cuda

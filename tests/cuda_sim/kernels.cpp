@@ -1,8 +1,10 @@
-// The CUDA kernels for float32 behind a plain C interface: what check.py loads, built with
-// -fsanitize=address,undefined.
+// The CUDA kernels for float32 behind a plain C interface: what check.py loads, to see that defects planted in the
+// kernels are caught. No torch header is needed, so that each is compiled in a moment.
 //
-// Arrays are copied to heap blocks of exactly their size, which stand for device memory: the sanitizer sees the first
-// byte beyond. Every function returns the executor's complaint, or an empty string.
+// Arrays are copied to heap blocks of exactly their size, which stand for device memory: the address sanitizer sees the
+// first byte beyond. Every function returns the executor's complaint, or an empty string.
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/penalty_kernels.cuh"
@@ -25,11 +27,16 @@ class DeviceArray {
   std::vector<T> memory_;
 };
 
+std::string error;
+
 // One launch of several: after a complaint no more of them run.
-template <typename Kernel, typename... Arguments>
-void launch(int64_t blocks, Kernel kernel, Arguments... arguments) {
-  if (blocks == 0 || !cuda_sim::executor.error.empty()) return;
-  cuda_sim::executor.launch(dim3(blocks), dim3(block_threads), [&] { kernel(arguments...); });
+template <typename... Parameters, typename... Arguments>
+void launch(int64_t blocks, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  if (blocks == 0 || !error.empty()) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(block_threads);
+  if (cudaLaunchKernelEx(&config, kernel, arguments...) != cudaSuccess) error = cuda_sim::complaint();
 }
 
 template <typename T>
@@ -39,19 +46,21 @@ void sum_partials(const std::vector<T>& partials, DeviceArray<T>& sums, int64_t 
 }
 
 const char* complaint() {
-  static std::string error;
-  error = std::exchange(cuda_sim::executor.error, {});
-  return error.c_str();
+  static std::string last;
+  last = std::exchange(error, {});
+  return last.c_str();
 }
 
 }  // namespace
 
+#define DSC_EXPORT __attribute__((visibility("default")))
+
 extern "C" {
 
-void seed(uint64_t value) { cuda_sim::executor.random.seed(value); }
+DSC_EXPORT void seed(uint64_t value) { cuda_sim::seed(value); }
 
-const char* threshold(int64_t outer, int64_t channels, int64_t inner, int64_t part, int64_t blocks, float* u,
-                      float* theta, int64_t theta_size, float* bias, float* residual, float* out) {
+DSC_EXPORT const char* threshold(int64_t outer, int64_t channels, int64_t inner, int64_t part, int64_t blocks, float* u,
+                                 float* theta, int64_t theta_size, float* bias, float* residual, float* out) {
   const ChannelPlan plan = channel_plan(outer, channels, inner, part);
   const int64_t size = outer * channels * inner;
   DeviceArray<float> device_u(u, size), device_theta(theta, theta_size), device_bias(bias, channels);
@@ -62,9 +71,9 @@ const char* threshold(int64_t outer, int64_t channels, int64_t inner, int64_t pa
   return complaint();
 }
 
-const char* threshold_backward(int64_t outer, int64_t channels, int64_t inner, int64_t part, int64_t blocks,
-                               float* grad, float* codes, float* theta, int64_t theta_size, float* grad_u,
-                               float* grad_theta, float* grad_bias) {
+DSC_EXPORT const char* threshold_backward(int64_t outer, int64_t channels, int64_t inner, int64_t part, int64_t blocks,
+                                          float* grad, float* codes, float* theta, int64_t theta_size, float* grad_u,
+                                          float* grad_theta, float* grad_bias) {
   const ChannelPlan plan = channel_plan(outer, channels, inner, part);
   const int64_t size = outer * channels * inner, partials = channels * plan.splits;
   DeviceArray<float> device_grad(grad, size), device_codes(codes, size), device_theta(theta, theta_size);
@@ -79,7 +88,7 @@ const char* threshold_backward(int64_t outer, int64_t channels, int64_t inner, i
   return complaint();
 }
 
-const char* l1_norm(int64_t size, int64_t blocks, float* x, double alpha, float* norm, int64_t* count) {
+DSC_EXPORT const char* l1_norm(int64_t size, int64_t blocks, float* x, double alpha, float* norm, int64_t* count) {
   DeviceArray<float> device_x(x, size), device_norm(norm, 1);
   DeviceArray<int64_t> device_count(count, 1);
   std::vector<float> norms(blocks);
@@ -90,7 +99,7 @@ const char* l1_norm(int64_t size, int64_t blocks, float* x, double alpha, float*
   return complaint();
 }
 
-const char* l1_norm_backward(int64_t size, int64_t blocks, float* grad, float* x, float* grad_x) {
+DSC_EXPORT const char* l1_norm_backward(int64_t size, int64_t blocks, float* grad, float* x, float* grad_x) {
   DeviceArray<float> device_grad(grad, 1), device_x(x, size), device_grad_x(grad_x, size);
   launch(blocks, l1_norm_backward_kernel<float>, device_grad.data(), device_x.data(), size, device_grad_x.data());
   return complaint();

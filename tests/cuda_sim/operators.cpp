@@ -1,40 +1,36 @@
-// The CUDA operators, host code and kernels, compiled for the CPU: the very same .cu files, registered for CPU tensors
-// as torch.ops.dsc_ops_cuda_sim.* (the schemas come from csrc/ops.cpp by way of the test). What PyTorch provides only
-// in its CUDA build stands here in its simplest form.
+// What PyTorch provides only in its CUDA build, in its simplest form, and what the tests ask of the executor. With the
+// objects of csrc/cuda/*.cu, the very same files, it makes a library of operators for CPU tensors (operators.h).
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
 #include <cstring>
 
 #include "cuda_runtime.h"
 
+#define DSC_EXPORT __attribute__((visibility("default")))
+
 extern "C" {
 
-AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+DSC_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;
 }
 
-AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) {
+DSC_EXPORT AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) {
   *guard = nullptr;
   return 0;
 }
 
-AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return 0; }
+DSC_EXPORT AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return 0; }
 
-AOTITorchError torch_c10_cuda_check_msg(int32_t status, const char*, const char*, uint32_t, bool, char** message) {
-  *message = status == cudaSuccess ? nullptr : strdup(cuda_sim::executor.error.c_str());
+DSC_EXPORT AOTITorchError torch_c10_cuda_check_msg(int32_t status, const char*, const char*, uint32_t, bool,
+                                                   char** message) {
+  *message = status == cudaSuccess ? nullptr : strdup(cuda_sim::complaint().c_str());
   return 0;
 }
 
-void torch_c10_cuda_free_error_msg(char* message) { free(message); }
+DSC_EXPORT void torch_c10_cuda_free_error_msg(char* message) { free(message); }
 
-void cuda_sim_seed(uint64_t seed) { cuda_sim::executor.random.seed(seed); }
+DSC_EXPORT void cuda_sim_seed(uint64_t seed) { cuda_sim::seed(seed); }
+DSC_EXPORT uint64_t cuda_sim_switches() { return cuda_sim::switches(); }
 }
-
-#define dsc_ops dsc_ops_cuda_sim
-#define CUDA CPU
-#include "cuda/penalty.cu"
-#include "cuda/threshold.cu"
