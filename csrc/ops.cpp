@@ -59,9 +59,9 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 
-  // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_cuda.py): one group,
-  // no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too. grad_sums and
-  // grad_theta have rows for theta and for bias, (2, M) and (iterations, 2, M).
+  // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_cuda.py): one
+  // group, no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too.
+  // grad_sums and grad_theta have rows for theta and for bias, (2, M) and (iterations, 2, M).
   library.def(
       "packed_conv_soft_threshold(Tensor y, Tensor weight, Tensor? bias, Tensor theta, SymInt[] stride,"
       " SymInt[] padding, bool one_sided, bool tensor_cores) -> Tensor");

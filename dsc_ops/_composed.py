@@ -1,8 +1,8 @@
 """The convolution operators composed of the library's convolution and the fused epilogue: a step of `lista` is one
 transposed convolution, one convolution and one pass of `soft_threshold` with residual.
 
-What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_cuda.py). The functions run on any device that has
-`soft_threshold` and its backward, so the tests run them on the CPU.
+What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_cuda.py). The functions run on any device that
+has `soft_threshold` and its backward, so the tests run them on the CPU.
 """
 
 from __future__ import annotations
@@ -158,4 +158,3 @@ def lista_backward(
             grad_x = grad_x + grad_before
         grad_before = grad_z * -weight if weight else None
     return grad_y, grad_dictionary, grad_analysis, grad_theta, grad_x.contiguous() if needs[4] else y.new_empty(0)
-

@@ -1,8 +1,8 @@
 """What the convolution operators are on CUDA: kernels on packed codes (csrc/cuda/packed.cuh) where they serve, else the
 library's convolution and the fused epilogue (dsc_ops/_composed.py).
 
-Packed kernels are for dictionaries of images and signals: few channels, kernels that have some width. A wide dictionary is
-a large matrix product, which the library does well, and its codes are a small part of its arithmetic.
+Packed kernels are for dictionaries of images and signals: few channels, kernels that have some width. A wide dictionary
+is a large matrix product, which the library does well, and its codes are a small part of its arithmetic.
 """
 
 from __future__ import annotations
@@ -56,13 +56,9 @@ def empty_tape(y, dictionary, theta, codes, stride, dilation, groups, keep_tape:
 
 def conv_soft_threshold(y, weight, bias, theta, stride, padding, dilation, groups, one_sided) -> Tensor:
     if not is_packed(y, weight.shape, stride, dilation, groups):
-        return _composed.conv_soft_threshold(
-            y, weight, bias, theta, stride, padding, dilation, groups, one_sided
-        )
+        return _composed.conv_soft_threshold(y, weight, bias, theta, stride, padding, dilation, groups, one_sided)
     thetas = wide(theta).expand(weight.shape[0])
-    return ops.packed_conv_soft_threshold(
-        y, weight, wide(bias), thetas, stride, padding, one_sided, tensor_cores()
-    )
+    return ops.packed_conv_soft_threshold(y, weight, wide(bias), thetas, stride, padding, one_sided, tensor_cores())
 
 
 def conv_soft_threshold_backward(
@@ -99,7 +95,20 @@ def lista_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not is_packed(y, dictionary.shape, stride, dilation, groups) or theta.shape[0] == 0:
         return _composed.lista_backward(
-            grad, tape, y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, needs
+            grad,
+            tape,
+            y,
+            dictionary,
+            analysis,
+            theta,
+            x0,
+            momentum,
+            stride,
+            padding,
+            dilation,
+            groups,
+            one_sided,
+            needs,
         )
     grad_y, grad_dictionary, grad_analysis, grad_theta, grad_x0 = ops.packed_lista_backward(
         grad, tape, y, dictionary, analysis, wide(theta), x0, momentum, stride, padding, needs, tensor_cores()

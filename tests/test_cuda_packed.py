@@ -118,9 +118,7 @@ def run(ops, case: Case, arguments: dict, grad: torch.Tensor) -> list[torch.Tens
     assert torch.equal(codes, inference) and none.numel() == 0
     needs = [True] * 4 + ["x0" in arguments]
     gradients = list(
-        ops.packed_lista_backward(
-            grad.to(case.dtype), tape, *tensors, momentum, *geometry, needs, case.tensor_cores
-        )
+        ops.packed_lista_backward(grad.to(case.dtype), tape, *tensors, momentum, *geometry, needs, case.tensor_cores)
     )
     gradients[0] = gradients[0].to(case.dtype)
     gradients[3] = gradients[3][:, 0]

@@ -1,6 +1,6 @@
 // A_W of a dense plane, and what becomes of it without ever being dense:
 //
-//   u = scale A_W(plane) + bias + a code + another code,   out = T(u), packed,   or   out = u on the support of a code
+//   u = A_W(plane) + bias + a code + another code,   out = T(u), packed,   or   out = u on the support of a code
 //
 // A block has a slab of 64 atoms and a tile of 16 x 8 code pixels, a warp one row of it. The tile of the plane and, a
 // piece at a time, the weights are in shared memory. Products keeps a warp's 16 pixels x 64 atoms in registers. When
@@ -252,7 +252,6 @@ struct Analysis {
   int across, down;  // tiles of an image
   const A* plane;    // in the order of the signal
   const void* table;
-  A scale;        // of the products
   const A* bias;  // (M) or null
   ScaledCode<A> first, second;
   const A* theta;  // (M); null for the support of a code
@@ -375,20 +374,25 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
     const int64_t run = (int64_t(shared->image) * shape.code_h + y) * shape.row_runs() + run_x / run_pixels;
     const int64_t slab_run = slab * shape.runs() + run;
     A* const run_staged = mine + half * staged_run;
-    for (int m = 0; m < 16; ++m) {
-      A& u = run_staged[staged(lane, m)];
-      u = s.scale * u + shared->bias[lane % 4 * 16 + m];
+    if (s.bias) {
+      for (int m = 0; m < 16; ++m) run_staged[staged(lane, m)] += shared->bias[lane % 4 * 16 + m];
     }
     if (s.first.code.masks) add_code(s.first, slab_run, run_staged, buffer);
     if (s.second.code.masks) add_code(s.second, slab_run, run_staged, buffer);
 
     unsigned mask = 0;
     if (s.theta) {
-      for (int m = 0; m < 16; ++m) {
-        A& u = run_staged[staged(lane, m)];
-        const A theta = shared->theta[lane % 4 * 16 + m];
-        u = s.one_sided ? soft_threshold<true>(u, theta) : soft_threshold<false>(u, theta);
-        if (!(u == A(0))) mask |= 1u << m;
+      for (int m = 0; m < 16; m += unit_values<A>) {
+        A* const at = run_staged + staged(lane, m);
+        const Vector16<A> theta = load16(shared->theta + lane % 4 * 16 + m);
+        Vector16<A> u = load16(at);
+#pragma unroll
+        for (int j = 0; j < unit_values<A>; ++j) {
+          u.values[j] = s.one_sided ? soft_threshold<true>(u.values[j], theta.values[j])
+                                    : soft_threshold<false>(u.values[j], theta.values[j]);
+          if (!(u.values[j] == A(0))) mask |= 1u << (m + j);
+        }
+        store16(at, u);
       }
       mask &= run_x + lane / 4 < shape.code_w ? existing_atoms(shape, slab) : 0u;
     } else {

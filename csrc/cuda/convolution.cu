@@ -49,7 +49,6 @@ Tensor packed_conv_soft_threshold(const Tensor& y_, const Tensor& weight_, const
     const PackedCode<A> code = packed.size.at(memory.mutable_data_ptr());
     Analysis<A> analysis{};
     analysis.plane = data<A>(plane);
-    analysis.scale = A(1);
     analysis.bias = data<A>(dense_bias);
     analysis.theta = data<A>(dense_theta);
     analysis.one_sided = one_sided;

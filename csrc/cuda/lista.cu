@@ -130,7 +130,6 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, bool one_sided, bool keep_t
     packed.synthesize(tape.codes[k], synthesis_table, combine);
     Analysis<A> analysis{};
     analysis.plane = tape.residuals[k];
-    analysis.scale = A(1);
     analysis.first = {tape.codes[k], 1 + w};
     analysis.second = {before, -w};
     analysis.theta = data<A>(p.theta) + k * p.shape.atoms;
@@ -214,7 +213,6 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
 
     Analysis<A> analysis{};
     analysis.plane = data<A>(h);
-    analysis.scale = A(1);
     analysis.first = {gradient(k), 1 + w};
     analysis.second = {w_after != A(0) ? gradient(k + 1) : PackedCode<A>{}, -w_after};
     analysis.support = x;
