@@ -102,6 +102,14 @@ def test_what_an_earlier_build_left_does_not_get_into_the_wheel(tmp_path):
     assert [path.name for path in (lib / "dsc_ops").iterdir()] == ["__init__.py"]
 
 
+def test_no_module_hides_behind_a_compiled_one():
+    """Of _cuda.py and _cuda.so Python imports the latter, and the wheel with CUDA kernels could not be imported."""
+    source = (ROOT / "setup.py").read_text()
+    extensions = re.search(r"Extension\(.* for name in \((.*)\)\]", source)[1]
+    names = set(re.findall(r'"(\w+)"', extensions))
+    assert names == {"_C", "_cuda"} and not names & {path.stem for path in PACKAGE.glob("*.py")}
+
+
 def make_wheel(folder: Path, version: str, extra: dict[str, bytes], tag: str = "py3-none-any") -> Path:
     """A wheel of the installed package, with other files besides."""
     info = f"dsc_ops-{version}.dist-info"
