@@ -15,10 +15,15 @@ TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 # The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
 PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
+# The torch versions of the matrix, and a wheel to take in place of a new one.
+TORCHES ?= 2.10.0 2.13.0 2.14.1
+WHEEL ?=
+extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 # What reads compiled CUDA kernels; these packages exist for Linux only.
 CUDA_TOOLS := $(shell sed -n 's/^cuda-check = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: help demo test test-cuda-sim test-gpu cuda-check bench lint clean
+.PHONY: help demo test test-cuda-sim test-gpu cuda-check bench lint docs wheel audit matrix matrix-python \
+	clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
@@ -32,9 +37,15 @@ help:
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
 	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
+	@echo "make docs    build the documentation: build/docs/html/index.html"
+	@echo "make wheel   make the sdist and the manylinux wheel in dist"
+	@echo "make audit   make the wheel and look into it: its libraries, symbols and tag (WHEEL=file: into this one)"
+	@echo "make matrix  run the tests with one wheel under each torch (TORCHES=\"$(TORCHES)\", WHEEL=file, KEEP=1: keep the"
+	@echo "             environments); an hour"
+	@echo "make matrix-python  build and try the package with each Python from 3.10 on that is found here"
 	@echo "make clean   remove what was built and installed here, but not runs/"
 	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
-	@echo "         ARGS=\"-k lista\" (handed on to demo, test and bench)"
+	@echo "         ARGS=\"-k lista\" (handed on to demo, test, bench and matrix)"
 
 demo: $(installed)
 	$(python) -m examples.demo $(ARGS)
@@ -59,13 +70,34 @@ lint: $(installed)
 	$(python) -m ruff format --check .
 	$(venv)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(cpp)) $(wildcard tests/cuda_sim/*.h tests/cuda_sim/*.cpp)
 
+docs: $(installed) $(venv)/docs
+	$(python) -m sphinx -b html -W --keep-going -q -d build/docs/doctrees docs build/docs/html
+	@echo "The site: build/docs/html/index.html"
+
+wheel: $(installed) $(venv)/wheel
+	$(python) -m tools.wheel
+
+audit: $(if $(WHEEL),$(installed),wheel)
+	$(python) -m tools.audit $(or $(WHEEL),dist/*.whl)
+
+matrix: $(installed) $(venv)/wheel
+	$(python) -m tools.matrix --torch $(TORCHES) $(if $(KEEP),--keep) $(if $(WHEEL),--wheel $(WHEEL)) $(ARGS)
+
+matrix-python: $(installed)
+	$(python) -m tools.pythons $(ARGS)
+
+# What single targets need besides, from the extra of that name.
+$(venv)/docs $(venv)/wheel: $(installed)
+	$(python) -m pip install $(call extra,$(notdir $@))
+	@touch $@
+
 # A new install is also the rebuild when C++ changed. CONTRIBUTING.md has the quicker way for those who change C++ often.
 $(installed): $(cpp) setup.py pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "dsc_ops: $(PYTHON) was not found; name a Python with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("dsc_ops needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + \
 		"; name another with make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(python) || $(PYTHON) -m venv $(venv)
-	$(python) -m pip install --editable ".[test,examples,lint]" "$(TORCH)"
+	$(python) -m pip install --editable ".[test,examples,dropin,lint]" "$(TORCH)"
 	@touch $@
 
 $(venv)/peer: $(installed)

@@ -4,13 +4,14 @@
     dsc_ops._cuda   CUDA kernels; dsc_ops/_library.py loads it where the running torch has CUDA
 
 Environment: DSC_OPS_CUDA (0 without, 1 with, unset: with CUDA kernels when they can be built), TORCH_CUDA_ARCH_LIST,
-CXX, MAX_JOBS, and CUDA_HOME where the nvidia packages are not installed.
+CXX, MAX_JOBS, and CUDA_HOME where the nvidia packages are not installed; SOURCE_DATE_EPOCH for the dates in an sdist.
 
 torch.utils.cpp_extension is not used: it guesses CUDA_HOME from an nvcc on PATH, asks a GPU for its architecture and
 compiles file after file where flags differ. The stable ABI needs only torch's headers and libraries, so one ninja file
 does it all.
 """
 
+import gzip
 import importlib.util
 import os
 import platform
@@ -20,12 +21,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 COMMON_FLAGS = ["-std=c++20", "-O3", "-Icsrc", "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # stable ABI of torch 2.10
@@ -41,6 +45,10 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *LEVELS["avx2"]]
     LEVELS["avx512"] += ["-mprefer-vector-width=512"]
+
+# torch exports copies of a few functions of the C++ library; the linker is to find them in the library itself, before.
+CXX_LIBRARY = ["stdc++"] if sys.platform == "linux" else []
+EARLIEST_DATE = 315532800  # 1980, the first year that zip files know; sdists have this date without SOURCE_DATE_EPOCH
 
 
 def decide_cuda(setting: str | None, obstacle: Callable[[], str]) -> bool:
@@ -112,7 +120,8 @@ class Cuda:
         self.major = self.version.split(".")[0]
         self.architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
         self.home = self.find_home()
-        self.libraries = ["torch_cpu", "torch_cuda", f":libcudart.so.{self.major}"]  # the packages have no libcudart.so
+        cudart = f":libcudart.so.{self.major}"  # the packages have no libcudart.so
+        self.libraries = [*CXX_LIBRARY, "torch_cpu", "torch_cuda", cudart]
         self.library_dirs = [f"{folder_of(torch)}/lib", f"{self.home}/lib", f"{self.home}/lib64"]
 
     def find_home(self) -> str:
@@ -144,10 +153,39 @@ def folder_of(module) -> Path:
     return Path(module.__file__).parent
 
 
+def same_bytes(archive: Path, date: int) -> None:
+    """Write a .tar.gz anew with nothing in it that depends on who packed it, when, and in which order."""
+    unfinished = archive.with_name(archive.name + ".unfinished")
+    with tarfile.open(archive) as old, open(unfinished, "wb") as file:
+        with gzip.GzipFile("", "wb", 9, file, date) as packed, tarfile.open(fileobj=packed, mode="w") as new:
+            for member in sorted(old, key=lambda member: member.name):
+                member.mtime, member.uid, member.gid, member.uname, member.gname = date, 0, 0, "", ""
+                member.mode, member.pax_headers = 0o755 if member.isdir() or member.mode & 0o100 else 0o644, {}
+                new.addfile(member, old.extractfile(member) if member.isfile() else None)
+    unfinished.replace(archive)
+
+
+class Sdist(sdist):
+    def make_archive(self, *arguments, **options):
+        made = super().make_archive(*arguments, **options)
+        if made.endswith(".tar.gz"):
+            same_bytes(Path(made), int(os.environ.get("SOURCE_DATE_EPOCH") or EARLIEST_DATE))
+        return made
+
+
+class Python(build_py):
+    def run(self):
+        if not self.editable_mode:  # what an earlier version left in the build folder would be packed into the wheel
+            shutil.rmtree(Path(self.build_lib, "dsc_ops"), ignore_errors=True)
+        super().run()
+
+
 class Build(build_ext):
     def run(self):
         if sys.platform == "win32":
             sys.exit("dsc_ops: builds on Linux and macOS; on Windows use the Windows Subsystem for Linux")
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            sys.exit("dsc_ops: free-threaded Python is not supported yet: use the Python of this version with the GIL")
         # Python remembers the compiler that it was built with, which need not exist here.
         present = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
         os.environ.setdefault("CXX", present[0] if present else "c++")
@@ -212,7 +250,7 @@ class Build(build_ext):
         plain = [add(Path("csrc/ops.cpp"), [*cxx, *facts], "ops.o")]
         plain += [add(file, cxx, f"cpu/{file.stem}.o") for file in sorted(simd.parent.glob("*.cpp")) if file != simd]
         library.depends = library.extra_objects = plain + levels  # in this order, see LEVELS
-        library.libraries, library.library_dirs = ["torch_cpu"], [f"{site}/torch/lib"]
+        library.libraries, library.library_dirs = [*CXX_LIBRARY, "torch_cpu"], [f"{site}/torch/lib"]
 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(folder, edges))
@@ -224,5 +262,5 @@ class Build(build_ext):
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension(f"dsc_ops.{name}", [], language="c++") for name in ("_C", "_cuda")],
-        cmdclass={"build_ext": Build},
+        cmdclass={"build_ext": Build, "build_py": Python, "sdist": Sdist},
     )

@@ -59,7 +59,7 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 
-  // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_cuda.py): one
+  // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_on_cuda.py): one
   // group, no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too.
   // grad_sums and grad_theta have rows for theta and for bias, (2, M) and (iterations, 2, M).
   library.def(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dsc_ops import _cuda
+from dsc_ops import _on_cuda
 
 ops = torch.ops.dsc_ops
 
@@ -215,7 +215,7 @@ cuda_device = "cuda"
 def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups, one_sided, keep_tape):
     codes = _empty_codes(y, dictionary, stride, padding, dilation)
     if y.device.type == cuda_device:
-        return codes, _cuda.empty_tape(y, dictionary, theta, codes, stride, dilation, groups, keep_tape)
+        return codes, _on_cuda.empty_tape(y, dictionary, theta, codes, stride, dilation, groups, keep_tape)
     # TapeLayout of csrc/core/code_format.h: places, values, residuals, masks, end.
     value_size = 8 if y.dtype == torch.float64 else 4
     pixels = codes.numel() // dictionary.shape[0] * groups
@@ -312,4 +312,4 @@ for _name in ("analysis", "synthesis", "conv_soft_threshold", "lista"):
 
 # --- CUDA implementations that are not kernels ------------------------------------------------------------------------
 
-_cuda.register(_library)
+_on_cuda.register(_library)

@@ -174,7 +174,7 @@ class Operators:
 @contextlib.contextmanager
 def in_place_of_cpu(ops: Operators):
     """dsc_ops' operators do on CPU tensors what they do on CUDA, with the kernels of `ops`."""
-    from dsc_ops import _autograd, _composed, _cuda
+    from dsc_ops import _autograd, _composed, _on_cuda
 
     class Both:
         """torch.ops.dsc_ops; those of its operators that are CUDA kernels come from `ops`."""
@@ -184,15 +184,15 @@ def in_place_of_cpu(ops: Operators):
 
     kernels = {schema.split("(")[0] for schema in schemas()}
     library = torch.library.Library("dsc_ops", "IMPL")
-    before = _autograd.cuda_device, _cuda.ops, _composed.ops
-    _autograd.cuda_device, _cuda.ops, _composed.ops = "cpu", Both(), Both()
+    before = _autograd.cuda_device, _on_cuda.ops, _composed.ops
+    _autograd.cuda_device, _on_cuda.ops, _composed.ops = "cpu", Both(), Both()
     for name in kernels:
         library.impl(name, getattr(ops, name), "CPU", allow_override=True)
-    _cuda.register(library, "CPU", allow_override=True)
+    _on_cuda.register(library, "CPU", allow_override=True)
     try:
         yield
     finally:
-        _autograd.cuda_device, _cuda.ops, _composed.ops = before
+        _autograd.cuda_device, _on_cuda.ops, _composed.ops = before
         library._destroy()
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from cuda_sim_build import HERE, SIM
 
-from dsc_ops import _cuda, reference
+from dsc_ops import _on_cuda, reference
 
 every_mode = pytest.mark.every_mode
 PRECISE = (torch.float32, torch.float64)
@@ -285,12 +285,12 @@ def test_layouts(ops):
 
 @pytest.mark.parametrize("dtype", [*PRECISE, torch.bfloat16])
 def test_kernels_serve_where_they_are_said_to(ops, dtype):
-    """dsc_ops/_cuda.py and csrc/cuda/packed.h have the same table."""
+    """dsc_ops/_on_cuda.py and csrc/cuda/packed.h have the same table."""
     for stride, width in itertools.product((1, 2, 3), range(1, 15)):
         y, weight = torch.ones(1, 1, 20, dtype=dtype), torch.ones(2, 1, width, dtype=dtype)
         theta = torch.zeros(2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         arguments = (y, weight, None, theta, [stride], [0], False, False)
-        if _cuda.is_packed(y, weight.shape, [stride], [1], 1):
+        if _on_cuda.is_packed(y, weight.shape, [stride], [1], 1):
             ops.packed_conv_soft_threshold(*arguments)
         else:
             with pytest.raises(RuntimeError, match=f"no packed kernel for kernel width {width} and stride {stride}"):
@@ -299,21 +299,21 @@ def test_kernels_serve_where_they_are_said_to(ops, dtype):
 
 def test_where_packed_kernels_do_not_serve():
     y, shape = torch.ones(1, 3, 8, 8), (4, 3, 3, 3)
-    assert _cuda.is_packed(y, shape, [1, 1], [1, 1], 1)
-    assert not _cuda.is_packed(y[:0], shape, [1, 1], [1, 1], 1)
-    assert not _cuda.is_packed(y, (0, 3, 3, 3), [1, 1], [1, 1], 1)
-    assert not _cuda.is_packed(y, shape, [1, 1], [1, 2], 1)
-    assert not _cuda.is_packed(y, (3, 1, 3, 3), [1, 1], [1, 1], 3)
-    assert not _cuda.is_packed(torch.ones(1, 5, 8, 8), (4, 5, 3, 3), [1, 1], [1, 1], 1)
+    assert _on_cuda.is_packed(y, shape, [1, 1], [1, 1], 1)
+    assert not _on_cuda.is_packed(y[:0], shape, [1, 1], [1, 1], 1)
+    assert not _on_cuda.is_packed(y, (0, 3, 3, 3), [1, 1], [1, 1], 1)
+    assert not _on_cuda.is_packed(y, shape, [1, 1], [1, 2], 1)
+    assert not _on_cuda.is_packed(y, (3, 1, 3, 3), [1, 1], [1, 1], 3)
+    assert not _on_cuda.is_packed(torch.ones(1, 5, 8, 8), (4, 5, 3, 3), [1, 1], [1, 1], 1)
 
 
 def test_tf32_only_where_torch_allows_it():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
-        assert not _cuda.tensor_cores()
+        assert not _on_cuda.tensor_cores()
         torch.set_float32_matmul_precision("high")
-        assert _cuda.tensor_cores()
+        assert _on_cuda.tensor_cores()
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -324,7 +324,7 @@ def test_tape_has_the_size_that_is_said(ops):
         y, dictionary, analysis, theta, x0 = cast(arguments, case.dtype)
         rest = (list(case.momentum), list(case.stride), list(case.padding), False)
         codes, tape = ops.packed_lista(y, dictionary, analysis, theta, x0, *rest, True, False)
-        said = _cuda.empty_tape(y, dictionary, theta, codes, list(case.stride), [1] * len(case.stride), 1, True)
+        said = _on_cuda.empty_tape(y, dictionary, theta, codes, list(case.stride), [1] * len(case.stride), 1, True)
         assert tape.shape == said.shape and tape.dtype == said.dtype
 
 

@@ -115,6 +115,7 @@ class SparsityPenalty:
             self._handles.append(module.register_forward_hook(_Record(self._features, index, name)))
 
     def __call__(self) -> Tensor:
+        """The penalty of the last forward pass, a 0-d tensor; forgets the features."""
         return self.gamma * self._measure()
 
     def _measure(self) -> Tensor:

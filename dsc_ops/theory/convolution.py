@@ -95,8 +95,7 @@ def conv_coherence(
     modulo the stride, has all the pairs of a larger one; the pairs of one shift and the same cuts are one product of
     two M x C prod(kernel) matrices.
 
-    Args:
-        As in :func:`conv_matrix`.
+    Arguments as in :func:`conv_matrix`.
 
     Returns:
         mu of ``conv_matrix(...)``, atoms cut by the border included. Raises ValueError when an atom has no value inside
