@@ -59,54 +59,42 @@ def _differentiate(name: str, backward: Callable, setup_context: Callable) -> No
     """
     op = getattr(ops, name).default
 
-    def below(keyset, args):
+    def below(keyset, *args):
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
-    class Gradient(_SingleLevelFunction):
-        @staticmethod
-        def forward(keyset, *args):
-            return below(keyset, args)
+    def nested(keyset, *args):
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for the levels below this one
+            return below(keyset, *args)
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            setup_context(ctx, inputs[1:], output)
+    def setup(ctx, inputs, output):
+        setup_context(ctx, inputs[1:], output)
 
-        @staticmethod
-        def backward(ctx, *grads):
-            needs = ctx.needs_input_grad
-            ctx.needs_input_grad = needs[1:]
-            try:
-                gradients = backward(ctx, *grads)
-            finally:
-                ctx.needs_input_grad = needs
-            return None, *(gradients if isinstance(gradients, tuple) else (gradients,))
+    def gradients(ctx, *grads):
+        needs = ctx.needs_input_grad
+        ctx.needs_input_grad = needs[1:]
+        try:
+            result = backward(ctx, *grads)
+        finally:
+            ctx.needs_input_grad = needs
+        return None, *(result if isinstance(result, tuple) else (result,))
 
-        @staticmethod
-        def jvp(ctx, *tangents):
-            public = name.removesuffix("_backward").replace("l1_norm", "l1_penalty")
-            raise RuntimeError(
-                f"dsc_ops: the forward-mode derivative (jvp) of {name} is not supported (dsc_ops.reference.{public} has it)"
-            )
+    def jvp(ctx, *tangents):
+        raise RuntimeError(f"dsc_ops: the forward-mode derivative of {name} is not supported (dsc_ops.reference has it)")
 
-    class NestedGradient(Gradient):
-        @staticmethod
-        def forward(keyset, *args):
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for the levels below this one
-                return below(keyset, args)
-
-    Gradient.__name__ = Gradient.__qualname__ = f"dsc_ops_{name}"  # what anomaly mode and grad_fn show
+    # Under this name anomaly mode and messages about in-place modification speak of the operator.
+    rules = dict(setup_context=staticmethod(setup), backward=staticmethod(gradients), jvp=staticmethod(jvp))
+    base = type(f"dsc_ops_{name}", (_SingleLevelFunction,), rules | dict(forward=staticmethod(below)))
+    level = type(f"dsc_ops_{name}", (_SingleLevelFunction,), rules | dict(forward=staticmethod(nested)))
 
     def kernel(keyset, *args):
-        forward = forward_ad._current_level >= 0
-        if not forward and not (
-            torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        ):
-            return below(keyset, args)
+        backward_mode = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if not backward_mode and forward_ad._current_level < 0:
+            return below(keyset, *args)
         if not torch._C._are_functorch_transforms_active():
-            return Gradient.apply(keyset, *args)
+            return base.apply(keyset, *args)
         with enable_single_level_autograd_function():
-            return NestedGradient.apply(keyset, *args)
+            return level.apply(keyset, *args)
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)
 

@@ -107,6 +107,14 @@ class _LISTAConv(_Unrolled):
         layer = cls(channels * groups, atoms, tuple(kernel), iterations, groups=groups, **options)
         return layer._take_dictionary(dictionary)
 
+    def _apply(self, fn, recurse=True):
+        """Whatever .to() does to a weight it does to each iteration's: channels_last exists in four dimensions alone."""
+
+        def each(t: Tensor) -> Tensor:
+            return fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
+
+        return super()._apply(each, recurse)
+
     def _geometry(self) -> dict:
         return dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
 
