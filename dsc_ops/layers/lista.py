@@ -15,6 +15,11 @@ from dsc_ops.layers.threshold import weight_shape
 _EXTENTS = 8
 
 
+def _whole(parameter: Tensor) -> Tensor:
+    """All of a parameter of which fully_shard leaves each process a part."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
 class _Unrolled(nn.Module):
     """The parameters of K iterations, dictionary, analysis and theta, and their start: K steps of ISTA."""
 
@@ -121,7 +126,7 @@ class _LISTAConv(_Unrolled):
     def lipschitz(self) -> Tensor:
         """L of the dictionary, on a signal of eight kernel extents along each axis."""
         size = [_EXTENTS * (d * (k - 1) + 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        return functional.lipschitz(self.dictionary, size, **self._geometry())
+        return functional.lipschitz(_whole(self.dictionary), size, **self._geometry())
 
     def forward(self, y: Tensor) -> Tensor:
         return functional.lista(
@@ -252,8 +257,9 @@ class LISTALinear(_Unrolled):
 
     def lipschitz(self) -> Tensor:
         """L: the squared spectral norm of the dictionary."""
-        wide = self.dictionary if self.dictionary.dtype == torch.float64 else self.dictionary.float()
-        return torch.linalg.matrix_norm(wide, 2).square().to(self.dictionary.dtype)
+        dictionary = _whole(self.dictionary)
+        wide = dictionary if dictionary.dtype == torch.float64 else dictionary.float()
+        return torch.linalg.matrix_norm(wide, 2).square().to(dictionary.dtype)
 
     def forward(self, y: Tensor) -> Tensor:
         y = check.tensor("LISTALinear", "y", y)
