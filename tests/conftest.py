@@ -13,6 +13,10 @@ import torch
 from dsc_ops import _C
 
 
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "supports(area, promise): a row of README.md's support table (support_table.py)")
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from typing_extensions import Self
 
 from dsc_ops import _checks as check
 from dsc_ops import functional
+from dsc_ops.layers.state import WholeState
 from dsc_ops.layers.threshold import weight_shape
 
 # The step 1/L of a new layer holds for signals of any size: L is taken on one of this many kernel extents, where it has
@@ -20,7 +22,7 @@ def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
-class _Unrolled(nn.Module):
+class _Unrolled(WholeState):
     """The parameters of K iterations, dictionary, analysis and theta, and their start: K steps of ISTA."""
 
     def _make_parameters(self, shape: tuple[int, ...], device, dtype) -> None:
@@ -38,14 +40,21 @@ class _Unrolled(nn.Module):
         """Random atoms of unit norm, analysis = dictionary / L, theta as given to the layer."""
         with torch.no_grad():
             atoms = torch.randn_like(self.dictionary).flatten(1)
-            self.dictionary.copy_((atoms / atoms.norm(dim=1, keepdim=True)).view_as(self.dictionary))
+            self._fill("dictionary", (atoms / atoms.norm(dim=1, keepdim=True)).view_as(self.dictionary))
         self.reset_iterations()
 
     def reset_iterations(self) -> None:
         """analysis = dictionary / L and theta as given: K steps of ISTA on the dictionary as it is now."""
         with torch.no_grad():
-            self.analysis.copy_(self.dictionary / self.lipschitz())
-            self.theta.fill_(self._theta)
+            self._fill("analysis", self.dictionary / self.lipschitz())
+            self._fill("theta", torch.full_like(self.theta, self._theta))
+
+    def _fill(self, name: str, value: Tensor) -> None:
+        if parametrize.is_parametrized(self, name):
+            # By way of the parametrization's inverse; a copy_ would fill what the parametrization has computed.
+            setattr(self, name, value.expand_as(getattr(self, name)))
+        else:
+            getattr(self, name).copy_(value)
 
     def _take_dictionary(self, dictionary: Tensor) -> Self:
         with torch.no_grad():
