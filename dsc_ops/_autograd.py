@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from dsc_ops import _composed
+from dsc_ops._library import cuda_reason, refuse_cuda
 
 ops = torch.ops.dsc_ops
 
@@ -414,3 +415,9 @@ for _name in ("analysis", "synthesis", "conv_soft_threshold", "lista"):
 # --- CUDA implementations that are not kernels ------------------------------------------------------------------------
 
 _composed.register(_library)
+
+# The rest has kernels in _cuda. Without them the dispatcher would answer with a page of backends.
+if cuda_reason:
+    for _name in ("soft_threshold", "shrink", "l1_norm"):
+        for _operator in (_name, f"{_name}_backward"):
+            _library.impl(_operator, refuse_cuda(_operator, cuda_reason), "CUDA")
