@@ -410,7 +410,7 @@ def ista(
         dictionary: D, (M, C/groups, *kernel).
         lam: weight of the l1 norm: number, 0-d or (M,).
         iterations: K.
-        step: number or 0-d tensor; None is 1 / :func:`lipschitz`.
+        step: number or 0-d tensor; None is 1 / :func:`lipschitz` (1 for a dictionary of zeros).
         x0: first code; None is zero.
         fast: with the momentum of FISTA.
 
@@ -431,7 +431,7 @@ def ista(
     if x0 is not None:
         x0 = check.code(name, "x0", x0, "dictionary", dictionary, y.shape[0], size)
     if step is None:
-        step = 1 / reference.lipschitz(dictionary, y.shape[2:], **geometry)
+        step = reference.longest_step(reference.lipschitz(dictionary, y.shape[2:], **geometry))
     elif isinstance(step, Tensor):
         step = check.threshold(name, "step", step, dictionary, None)
     else:

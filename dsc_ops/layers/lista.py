@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 from typing_extensions import Self
 
 from dsc_ops import _checks as check
-from dsc_ops import functional
+from dsc_ops import functional, reference
 from dsc_ops.layers.state import WholeState
 from dsc_ops.layers.threshold import weight_shape
 
@@ -46,7 +46,7 @@ class _Unrolled(WholeState):
     def reset_iterations(self) -> None:
         """analysis = dictionary / L and theta as given: K steps of ISTA on the dictionary as it is now."""
         with torch.no_grad():
-            self._fill("analysis", self.dictionary / self.lipschitz())
+            self._fill("analysis", self.dictionary * reference.longest_step(self.lipschitz()))
             self._fill("theta", torch.full_like(self.theta, self._theta))
 
     def _fill(self, name: str, value: Tensor) -> None:

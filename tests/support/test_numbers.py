@@ -12,7 +12,7 @@ import torch
 from network import Network, gradients, images
 from torch import Tensor
 
-from dsc_ops import functional, reference
+from dsc_ops import LISTAConv1d, LISTALinear, functional, reference
 
 NAN, INFINITY = float("nan"), float("inf")
 TINY = 2.0**-140  # a denormal float32
@@ -100,6 +100,22 @@ def test_sizes_of_zero_and_one(dims):
             torch.testing.assert_close(a, b)
         computed += 1
     assert refused == 3**5 - 48 and computed == 48
+
+
+@pytest.mark.supports("numbers", "a dictionary of zeros: codes and gradients of zero, no NaN")
+def test_a_dictionary_of_zeros():
+    """... has the Lipschitz constant 0, and 1/0 is no step."""
+    y, weight = torch.randn(2, 1, 8), torch.zeros(3, 1, 3, requires_grad=True)
+    for fast in (False, True):
+        codes = functional.ista(y, weight, 0.1, iterations=3, fast=fast)
+        assert (codes == 0).all() and (torch.autograd.grad(codes.sum(), weight)[0] == 0).all()
+    layers = (LISTAConv1d.from_dictionary(weight), LISTALinear.from_dictionary(weight[:, 0]))
+    for layer, signal in zip(layers, (y, y[..., :3]), strict=True):
+        assert (layer.analysis == 0).all() and (layer(signal) == 0).all()
+    # A geometry that sees nothing but padding.
+    assert functional.lipschitz(torch.ones(3, 1, 2), 1, padding=2, stride=3, dilation=2) >= 0
+    seen = functional.ista(torch.randn(1, 1, 1), torch.ones(3, 1, 2), 0.1, iterations=2, padding=2, dilation=4)
+    assert seen.isfinite().all()
 
 
 # --- more than 2^31 elements ------------------------------------------------------------------------------------------
