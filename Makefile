@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+FUZZ_SECONDS ?= 600
 
 venv := .venv
 python := $(venv)/bin/python
@@ -13,11 +14,12 @@ TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 # The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
 PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test fuzz bench lint clean
 
 help:
 	@echo "make demo    train the examples on real data, write runs/demo/index.html"
 	@echo "make test    run all tests"
+	@echo "make fuzz    compare random calls with plain PyTorch for ten minutes (FUZZ_SECONDS=600)"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
 	@echo "             ARGS=--check: against the committed results)"
 	@echo "make lint    check the style of Python and C++"
@@ -30,6 +32,11 @@ demo: $(installed)
 
 test: $(installed)
 	$(python) -m pytest $(ARGS)
+
+# Every run begins elsewhere; a failure prints the seed that leads there at once.
+fuzz: $(installed)
+	DSC_OPS_FUZZ_SECONDS=$(FUZZ_SECONDS) DSC_OPS_FUZZ_SEED=$${DSC_OPS_FUZZ_SEED:-$$(date +%s)} \
+		$(python) -m pytest tests/support/test_fuzz.py $(ARGS)
 
 bench: $(installed) $(venv)/peer
 	$(python) -m benchmarks $(ARGS)

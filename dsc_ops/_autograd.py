@@ -81,7 +81,9 @@ def _differentiate(name: str, backward: Callable, setup_context: Callable) -> No
         return None, *(result if isinstance(result, tuple) else (result,))
 
     def jvp(ctx, *tangents):
-        raise RuntimeError(f"dsc_ops: the forward-mode derivative of {name} is not supported (dsc_ops.reference has it)")
+        raise RuntimeError(
+            f"dsc_ops: the forward-mode derivative of {name} is not supported (dsc_ops.reference has it)"
+        )
 
     # Under this name anomaly mode and messages about in-place modification speak of the operator.
     rules = dict(setup_context=staticmethod(setup), backward=staticmethod(gradients), jvp=staticmethod(jvp))

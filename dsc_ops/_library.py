@@ -26,7 +26,9 @@ def check_torch(version: str) -> None:
 def check_interpreter(free_threaded: bool) -> None:
     """Raise ImportError under a Python without the global interpreter lock, where nothing here was ever tested."""
     if free_threaded:
-        raise ImportError("dsc_ops does not support free-threaded Python, use the build with the global interpreter lock")
+        raise ImportError(
+            "dsc_ops does not support free-threaded Python, use the build with the global interpreter lock"
+        )
 
 
 check_torch(torch.__version__)
@@ -37,8 +39,8 @@ try:
 except ImportError as error:
     if importlib.util.find_spec("dsc_ops._C"):
         raise ImportError(
-            f"dsc_ops: the compiled library cannot be loaded: {str(error).splitlines()[0]}; install the package again on "
-            "this machine, for this Python and torch"
+            f"dsc_ops: the compiled library cannot be loaded: {str(error).splitlines()[0]}; install the package "
+            "again on this machine, for this Python and torch"
         ) from error
     raise ImportError(
         f"dsc_ops: {os.path.dirname(__file__)} has no compiled library for this Python; install the package "

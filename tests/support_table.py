@@ -1,5 +1,5 @@
-"""The support table of README.md. Each row is a mark on a test, `@pytest.mark.supports(area, promise)`, and names the tests
-that bear it: no test, no row.
+"""The support table of README.md. Each row is a mark on a test, `@pytest.mark.supports(area, promise)`, and names the
+tests that bear it: no test, no row.
 
     python -m tests.support_table    writes the table into README.md; a test fails where it is not up to date
 """
@@ -14,7 +14,17 @@ TESTS = Path(__file__).resolve().parent
 README = TESTS.parent / "README.md"
 BEGIN = "<!-- support table: written by `python -m tests.support_table` from the tests' marks -->"
 END = "<!-- end of the support table -->"
-AREAS = ("compile and transform", "precision", "state", "distributed", "memory", "numbers", "threads", "faults", "fuzzing")
+AREAS = (
+    "compile and transform",
+    "precision",
+    "state",
+    "distributed",
+    "memory",
+    "numbers",
+    "threads",
+    "faults",
+    "fuzzing",
+)
 
 
 def marks(path: Path) -> Iterator[tuple[str, str, str]]:

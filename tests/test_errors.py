@@ -415,7 +415,9 @@ def layer_cases() -> list[Case]:
             ValueError, "LISTALinear.decode: codes has shape (2, 3), it takes (*, 4)", LISTALinear(3, 4).decode, d(2, 3)
         ),
         layer(ValueError, "UnitNormAtoms: weight has shape (3,), it takes (M, ...)", UnitNormAtoms(), d(3)),
-        layer(ValueError, "UnitNormAtoms: weight has shape (2, 3), it takes (K, M", UnitNormAtoms(stacked=True), d(2, 3)),
+        layer(
+            ValueError, "UnitNormAtoms: weight has shape (2, 3), it takes (K, M", UnitNormAtoms(stacked=True), d(2, 3)
+        ),
         layer(TypeError, "UnitNormAtoms: weight must be a torch.Tensor, got list", UnitNormAtoms(), [1.0]),
         layer(ValueError, "SoftThreshold: code_channels is 0, it takes", SoftThreshold, 0),
         layer(TypeError, "SoftThreshold: theta must be a number, got Tensor", SoftThreshold, 3, d(3)),
@@ -510,6 +512,9 @@ def raised(function: Callable[[], object], kind: type[Exception]) -> Exception:
     return caught.value
 
 
+@pytest.mark.supports(
+    "faults", "wrong arguments: a TypeError or ValueError with the argument, what it got, what it takes"
+)
 @pytest.mark.parametrize(("function", "kind", "message"), CASES, ids=[message for _, _, message in CASES])
 def test_message(function, kind, message):
     error = raised(function, kind)
@@ -625,6 +630,9 @@ print("done")
 """
 
 
+@pytest.mark.supports(
+    "fuzzing", "operators called past the functions, with arguments that do not fit, raise and do not crash"
+)
 def test_operators_called_past_the_functions_do_not_crash():
     command = [sys.executable, "-X", "faulthandler", "-c", DIRECT_CALLS]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])

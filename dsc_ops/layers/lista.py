@@ -122,7 +122,7 @@ class _LISTAConv(_Unrolled):
         return layer._take_dictionary(dictionary)
 
     def _apply(self, fn, recurse=True):
-        """Whatever .to() does to a weight it does to each iteration's: channels_last exists in four dimensions alone."""
+        """What .to() does to a weight it does to each iteration's: channels_last exists in four dimensions alone."""
 
         def each(t: Tensor) -> Tensor:
             return fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)

@@ -1,6 +1,6 @@
 """Small state files of this version, which later versions have to load: layers, their state, an input and its codes.
 
-    python -m tests.support.state_files    writes states/VERSION.pt, once for each version that is given to people
+python -m tests.support.state_files    writes states/VERSION.pt, once for each version that is given to people
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ def outcome(layer: nn.Module, y: torch.Tensor) -> torch.dtype | str:
         return "raises"
 
 
-@pytest.mark.supports("precision", "autocast on CPU: in and out the dtypes of `nn.Conv2d`, whatever inputs and parameters have")
+@pytest.mark.supports(
+    "precision", "autocast on CPU: in and out the dtypes of `nn.Conv2d`, whatever inputs and parameters have"
+)
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("parameters", DTYPES[:4])
 def test_dtypes_go_in_and_out_as_with_a_convolution(parameters, autocast):
@@ -37,7 +39,9 @@ def test_dtypes_go_in_and_out_as_with_a_convolution(parameters, autocast):
                 assert outcome(layer, y) == outcome(conv, y), f"input {dtype}"
 
 
-@pytest.mark.supports("precision", "parameters and inputs of two dtypes are refused as by `nn.Conv2d`, both dtypes named")
+@pytest.mark.supports(
+    "precision", "parameters and inputs of two dtypes are refused as by `nn.Conv2d`, both dtypes named"
+)
 @pytest.mark.parametrize("name", ["weight", "bias", "theta"])
 def test_one_parameter_of_another_dtype(name):
     """... is refused, but for a threshold: it follows the codes, as a number would."""
@@ -52,7 +56,11 @@ def test_one_parameter_of_another_dtype(name):
 
 
 def test_every_layer_names_the_two_dtypes():
-    for layer, y in ((LISTAConv(2, 3, 3), images()), (LISTALinear(7, 3), images()), (ConvSoftThreshold(2, 3, 3), images())):
+    for layer, y in (
+        (LISTAConv(2, 3, 3), images()),
+        (LISTALinear(7, 3), images()),
+        (ConvSoftThreshold(2, 3, 3), images()),
+    ):
         with pytest.raises(TypeError, match=r"y has dtype torch\.float64, \w+ has torch\.float32"):
             layer(y.double())
 
@@ -85,7 +93,9 @@ def test_a_region_without_autocast_inside_one_with_it():
     assert torch.equal(full, layer(y))
 
 
-@pytest.mark.supports("precision", "autocast on CUDA: the same rules, followed on tensors without values (no GPU needed)")
+@pytest.mark.supports(
+    "precision", "autocast on CUDA: the same rules, followed on tensors without values (no GPU needed)"
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_rules_of_cuda(dtype):
     """The casts come before any kernel, so a tensor that only claims to be on a GPU shows them."""
@@ -114,7 +124,9 @@ def test_autocast_rules_of_cuda(dtype):
         assert functional.analysis(y, weight).dtype == torch.float32
 
 
-@pytest.mark.supports("precision", "`torch.amp.GradScaler`: the gradients of unscaled training; a step with an overflow is left out")
+@pytest.mark.supports(
+    "precision", "`torch.amp.GradScaler`: the gradients of unscaled training; a step with an overflow is left out"
+)
 def test_gradient_scaling():
     model, y = Network(), images()
     penalty = SparsityPenalty(model, network.PENALISED, 0.3)

@@ -94,7 +94,9 @@ print("equal")
 """
 
 
-@pytest.mark.supports("compile and transform", "`torch.export`, saved, loaded in a fresh process, any batch and image size")
+@pytest.mark.supports(
+    "compile and transform", "`torch.export`, saved, loaded in a fresh process, any batch and image size"
+)
 def test_an_exported_network_runs_in_another_process(tmp_path):
     model, size = Network().eval(), torch.export.Dim
     shapes = ({0: size("batch"), 2: size("height", min=3), 3: size("width", min=3)},)
@@ -170,7 +172,9 @@ MAPPED = {
 }
 
 
-@pytest.mark.supports("compile and transform", "`torch.func.vmap` over the batch (one call) or over weights (a call each)")
+@pytest.mark.supports(
+    "compile and transform", "`torch.func.vmap` over the batch (one call) or over weights (a call each)"
+)
 @pytest.mark.parametrize(("function", "names"), MAPPED.values(), ids=MAPPED.keys())
 def test_vmap(function, names):
     given = problem()
@@ -231,7 +235,9 @@ def second_order(module, given):
     return grad(lambda y: module.l1_penalty(slope(y)))(given["y"][0])
 
 
-@pytest.mark.supports("compile and transform", "`torch.func.grad`, `vjp`, `jacrev`, per-sample gradients by `vmap(grad)`")
+@pytest.mark.supports(
+    "compile and transform", "`torch.func.grad`, `vjp`, `jacrev`, per-sample gradients by `vmap(grad)`"
+)
 @pytest.mark.parametrize("transformed", [per_sample, jacobians, second_order])
 def test_gradients_of_torch_func(transformed):
     given = problem()

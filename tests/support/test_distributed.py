@@ -127,7 +127,9 @@ def fsdp2_from_the_meta_device(rank: int) -> dict:
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
     assert model(network.images(2)).isfinite().all()
-    return dict(dictionary=model.codes.dictionary.full_tensor().detach(), analysis=model.codes.analysis.full_tensor().detach())
+    return dict(
+        dictionary=model.codes.dictionary.full_tensor().detach(), analysis=model.codes.analysis.full_tensor().detach()
+    )
 
 
 def run(rank: int, folder: str) -> None:
@@ -173,7 +175,9 @@ def check(name: str, results: list[dict], expected: dict[str, Tensor]) -> list[d
     return found
 
 
-@pytest.mark.supports("distributed", "DistributedDataParallel: the joined batch's gradients, penalty included, in the parameters' layout")
+@pytest.mark.supports(
+    "distributed", "DistributedDataParallel: the joined batch's gradients, penalty included, in the parameters' layout"
+)
 @pytest.mark.parametrize("name", [name for name in WAYS if name.startswith("ddp")])
 def test_data_parallel_gradients(name, results, expected):
     check(name, results, expected)

@@ -42,7 +42,9 @@ def expected() -> float:
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.supports("faults", "a CPU without AVX2 (`DSC_OPS_CPU_CAPABILITY=default`): every layer trains, results agree")
+@pytest.mark.supports(
+    "faults", "a CPU without AVX2 (`DSC_OPS_CPU_CAPABILITY=default`): every layer trains, results agree"
+)
 @pytest.mark.supports("faults", "no writable home or cache folder: nothing of the library needs one")
 def test_a_poor_machine(expected, tmp_path):
     """Without AVX2, and with a file where each folder should be."""
@@ -63,7 +65,9 @@ def test_kernels_that_the_machine_cannot_run(level):
     if level in _C.cpu_capabilities():
         pytest.skip(f"this machine has {level}")
     have = ", ".join(_C.cpu_capabilities())
-    with pytest.raises(ImportError, match=f"DSC_OPS_CPU_CAPABILITY is '{level}', which is not available; this .* has: {have}"):
+    with pytest.raises(
+        ImportError, match=f"DSC_OPS_CPU_CAPABILITY is '{level}', which is not available; this .* has: {have}"
+    ):
         _library.choose_cpu_capability(level)
 
 
@@ -87,7 +91,9 @@ for folder in sys.argv[1:]:
 """
 
 
-@pytest.mark.supports("faults", "a library for another machine, or damaged: one sentence with the reason and what to do")
+@pytest.mark.supports(
+    "faults", "a library for another machine, or damaged: one sentence with the reason and what to do"
+)
 def test_a_library_that_cannot_be_loaded(tmp_path):
     name, content = Path(_C.__file__).name, Path(_C.__file__).read_bytes()
     damages = {
@@ -132,7 +138,9 @@ def pretend_cuda(monkeypatch, tmp_path):
     return pretend
 
 
-@pytest.mark.supports("faults", "missing or broken CUDA libraries, another CUDA major: `python -m dsc_ops` says which, the CPU works")
+@pytest.mark.supports(
+    "faults", "missing or broken CUDA libraries, another CUDA major: `python -m dsc_ops` says which, the CPU works"
+)
 @pytest.mark.parametrize("content", [None, b"", b"not a library"])
 def test_broken_cuda_kernels(content, pretend_cuda):
     file = pretend_cuda(content)
@@ -191,7 +199,9 @@ def test_operators_without_cuda_kernels_say_why():
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.supports("faults", "a checkpoint that is cut off or of something else is refused, and the model is as it was")
+@pytest.mark.supports(
+    "faults", "a checkpoint that is cut off or of something else is refused, and the model is as it was"
+)
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "text", "empty", "code"])
 def test_damaged_checkpoints(damage, tmp_path):
     model, path = Network(), tmp_path / "state.pt"

@@ -1,7 +1,7 @@
 """A random walk over the public functions and layers, each step against plain PyTorch; and arguments of every kind.
 
-DSC_OPS_FUZZ_SECONDS (30 by default) is how long the walk goes on, DSC_OPS_FUZZ_SEED where it begins (0 by default, so that
-every run of the suite walks the same way, as far as it gets). `make fuzz` walks ten minutes from a place of its own.
+DSC_OPS_FUZZ_SECONDS (30 by default) is how long the walk goes on, DSC_OPS_FUZZ_SEED where it begins (0 by default, so
+that every run of the suite walks the same way, as far as it gets). `make fuzz` walks ten minutes from a place of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from numerics import Convolution
 from torch import Tensor
 
-from dsc_ops import ConvSoftThreshold, ConvSoftThreshold1d, LISTAConv, LISTAConv1d, _C, functional, reference
+from dsc_ops import _C, ConvSoftThreshold, ConvSoftThreshold1d, LISTAConv, LISTAConv1d, functional, reference
 
 SECONDS = float(os.environ.get("DSC_OPS_FUZZ_SECONDS", "30"))
 SEED = int(os.environ.get("DSC_OPS_FUZZ_SEED", "0"))
@@ -74,9 +74,11 @@ def majorant(name: str, arguments: dict, options: dict) -> Tensor:
     geometry = {key: options[key] for key in ("stride", "padding", "dilation", "groups")}
     if name in ("analysis", "conv_soft_threshold"):
         u = reference.analysis(a["y"], a["weight"], **geometry)
-        return u + (reference.per_channel(a["bias"], u) if "bias" in a else 0) + reference.per_channel(a["theta"], u) if (
-            "theta" in a
-        ) else u
+        return (
+            u + (reference.per_channel(a["bias"], u) if "bias" in a else 0) + reference.per_channel(a["theta"], u)
+            if ("theta" in a)
+            else u
+        )
     if name == "synthesis":
         return reference.synthesis(a["x"], a["weight"], options["signal_size"], **geometry)
     x = a.get("x0", a.get("x"))
@@ -227,7 +229,9 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: not self.special)
     @rule(one_sided=st.booleans())
     def lista_step(self, one_sided):
-        self.x = self.compare("lista_step", dict(x=self.x) | self.dictionaries(), one_sided=one_sided, **self.case.geometry)
+        self.x = self.compare(
+            "lista_step", dict(x=self.x) | self.dictionaries(), one_sided=one_sided, **self.case.geometry
+        )
         self.tame()
 
     @precondition(lambda self: not self.special)
@@ -259,7 +263,11 @@ class Walk(RuleBasedStateMachine):
     def ista_lowers_the_objective(self, given, fast):
         arguments = dict(y=self.y, dictionary=self.weight, lam=0.05)
         options = self.case.geometry
-        step = 0.99 * reference.longest_step(functional.lipschitz(self.weight, self.case.size, **options)) if given else None
+        step = (
+            0.99 * reference.longest_step(functional.lipschitz(self.weight, self.case.size, **options))
+            if given
+            else None
+        )
         x = functional.ista(**arguments, iterations=3, step=step, fast=fast, **options)
         torch.testing.assert_close(x, reference.ista(**arguments, iterations=3, step=step, fast=fast, **options))
         objective = functional.lasso_objective(x=x, **arguments, **options)
@@ -317,7 +325,9 @@ class Walk(RuleBasedStateMachine):
         _C.set_cpu_capability(_C.cpu_capabilities()[-1])
 
 
-@pytest.mark.supports("fuzzing", "a hypothesis state machine over functions and layers, 30 seconds here, ten minutes by `make fuzz`")
+@pytest.mark.supports(
+    "fuzzing", "a hypothesis state machine over functions and layers, 30 seconds here, ten minutes by `make fuzz`"
+)
 def test_a_random_walk_agrees_with_plain_pytorch():
     before, begun, steps = torch.get_num_threads(), time.monotonic(), 0
     checks = settings(
@@ -344,9 +354,10 @@ def test_a_random_walk_agrees_with_plain_pytorch():
 # --- the extension module ---------------------------------------------------------------------------------------------
 
 ANYTHING = [
-    None, True, 0, -1, 2**63, 2**2000, 1.5, float("nan"), 1j, "", "avx2\0", "default" * 10000, "\ud800", b"neon", bytearray(9),
-    memoryview(b"x"), [], ["default"], (), {}, set(), object(), type, len, lambda: 1, Ellipsis, NotImplemented, range(3),
-    fractions.Fraction(1, 3), np.float32(1), np.array("avx2"), np.zeros(3), torch.ones(2), torch.ones(2, device="meta"),
+    None, True, 0, -1, 2**63, 2**2000, 1.5, float("nan"), 1j, "", "avx2\0", "default" * 10000, "\ud800", b"neon",
+    bytearray(9), memoryview(b"x"), [], ["default"], (), {}, set(), object(), type, len, lambda: 1, Ellipsis, NotImplemented,
+    range(3), fractions.Fraction(1, 3), np.float32(1), np.array("avx2"), np.zeros(3), torch.ones(2),
+    torch.ones(2, device="meta"),
     torch.nn.Linear(1, 1), SimpleNamespace(), Exception("x"), iter([]), (n for n in ()), slice(None), _C,
 ]  # fmt: skip
 
@@ -358,7 +369,12 @@ def test_the_extension_module_takes_anything():
     assert len(functions) == 3
     for function in functions:
         for value in ANYTHING:
-            for arguments, named in (((value,), {}), ((value, value), {}), ((), dict(level=value)), ((), dict(x=value))):
+            for arguments, named in (
+                ((value,), {}),
+                ((value, value), {}),
+                ((), dict(level=value)),
+                ((), dict(x=value)),
+            ):
                 try:
                     function(*arguments, **named)
                 except (TypeError, ValueError) as error:

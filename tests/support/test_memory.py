@@ -1,4 +1,4 @@
-"""Memory: nothing leaks, the peak is what is promised, any strided input, and what backward saved is not changed under it."""
+"""Memory: nothing leaks, the peak is what is promised, inputs of any strides, and changes of what backward has saved."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def saved_bytes(call) -> int:
     return sum(sizes)
 
 
-@pytest.mark.supports("memory", "training keeps the tape beside the inputs, and `conv_soft_threshold` its result, nothing else")
+@pytest.mark.supports(
+    "memory", "training keeps the tape beside the inputs, and `conv_soft_threshold` its result, nothing else"
+)
 def test_what_is_saved_for_backward():
     y, weight = torch.randn(1, 1, 40, 40), torch.randn(64, 1, 5, 5, requires_grad=True)
     codes = 64 * 40 * 40
@@ -174,7 +176,9 @@ LAYERS = {
 over_layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
 
 
-@pytest.mark.supports("memory", "views, expanded, overlapping, misaligned and negated inputs: results and gradients of a copy")
+@pytest.mark.supports(
+    "memory", "views, expanded, overlapping, misaligned and negated inputs: results and gradients of a copy"
+)
 @over_layers
 @pytest.mark.parametrize("kind", strange(torch.zeros(2, 2, 6, 7)))
 def test_inputs_in_any_memory(kind, make):
@@ -242,7 +246,7 @@ READ = {
 }
 
 
-@pytest.mark.supports("memory", "a saved tensor that is modified in place is detected, and named by the operator")
+@pytest.mark.supports("memory", "a saved tensor that is modified in place is detected")
 @pytest.mark.parametrize(("name", "what"), [(name, what) for name, parts in READ.items() for what in parts])
 def test_modified_in_place(name, what):
     layer, y = LAYERS[name](), images().requires_grad_() * 1
@@ -273,7 +277,11 @@ def test_a_graph_is_used_again_when_it_is_kept():
 @pytest.mark.supports("memory", "anomaly mode names the operator whose gradient is NaN")
 @pytest.mark.parametrize(
     ("make", "operator"),
-    [(LAYERS["ConvSoftThreshold"], "conv_soft_threshold"), (LAYERS["LISTAConv"], "lista"), (LAYERS["SoftThreshold"], "soft")],
+    [
+        (LAYERS["ConvSoftThreshold"], "conv_soft_threshold"),
+        (LAYERS["LISTAConv"], "lista"),
+        (LAYERS["SoftThreshold"], "soft"),
+    ],
 )
 def test_anomaly_mode(make, operator):
     model, y = nn.Sequential(make()), images().requires_grad_()

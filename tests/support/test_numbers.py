@@ -1,5 +1,5 @@
-"""Numbers at the edges: NaN, infinity, denormals, thresholds of any size, sizes of zero and one, more than 2^31 elements,
-and the same bits again."""
+"""Numbers at the edges: NaN, infinity, denormals, thresholds of any size, sizes of zero and one, more than 2^31
+elements, and the same bits again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def compare(name: str, arguments: list[Tensor], **options) -> None:
         torch.testing.assert_close(ours, eager)
 
 
-@pytest.mark.supports("numbers", "theta zero, negative (the formula, no proximal operator), denormal, huge, infinite: as in eager")
+@pytest.mark.supports(
+    "numbers", "theta zero, negative (the formula, no proximal operator), denormal, huge, infinite: as in eager"
+)
 @pytest.mark.parametrize("one_sided", [False, True])
 @pytest.mark.parametrize("theta", [0.0, -0.0, TINY, 0.5, -0.5, -1e30, 1e30, INFINITY])
 def test_thresholds_of_any_size(theta, one_sided, capability):
@@ -49,7 +51,9 @@ def test_thresholds_of_any_size(theta, one_sided, capability):
         arguments = [y.double(), weight.double(), weight.double() / 9, torch.full((3, 5), theta).double()]
         compare("lista", arguments, one_sided=one_sided)
     else:
-        ours, eager = (m.lista(y, weight, weight / 9, theta, iterations=1, one_sided=one_sided) for m in (functional, reference))
+        ours, eager = (
+            m.lista(y, weight, weight / 9, theta, iterations=1, one_sided=one_sided) for m in (functional, reference)
+        )
         torch.testing.assert_close(ours, eager, equal_nan=True)
 
 
@@ -86,7 +90,9 @@ def test_sizes_of_zero_and_one(dims):
     """Batch, channels, atoms, signal and kernel, each 0, 1 or more."""
     refused = computed = 0
     conv = torch.nn.functional.conv1d if dims == 1 else torch.nn.functional.conv2d
-    for batch, channels, atoms, size, kernel in itertools.product((0, 1, 2), (0, 1, 2), (0, 1, 3), (0, 1, 4), (0, 1, 3)):
+    for batch, channels, atoms, size, kernel in itertools.product(
+        (0, 1, 2), (0, 1, 2), (0, 1, 3), (0, 1, 4), (0, 1, 3)
+    ):
         y, weight = torch.randn(batch, channels, *[size] * dims), torch.randn(atoms, channels, *[kernel] * dims)
         if 0 in (channels, atoms, size, kernel):
             with pytest.raises(ValueError, match=r"it takes sizes of at least 1|does not fit into y"):
@@ -123,7 +129,9 @@ def test_a_dictionary_of_zeros():
 HUGE = 2**31 + 2**20
 
 
-@pytest.mark.supports("numbers", "more than 2^31 elements: shapes, and strides that lead there; a run of that size on request")
+@pytest.mark.supports(
+    "numbers", "more than 2^31 elements: shapes, and strides that lead there; a run of that size on request"
+)
 def test_shapes_of_more_elements_than_an_int32_counts():
     """On tensors without memory."""
     y = torch.empty(64, 3, 4096, 4096, device="meta", requires_grad=True)

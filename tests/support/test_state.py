@@ -1,4 +1,4 @@
-"""State dicts, files, copies, dtypes, memory formats and parametrizations: as any nn.Module, and files of earlier versions."""
+"""State dicts, files, copies, dtypes, memory formats, parametrizations: as any nn.Module; and files of earlier versions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_there_is_a_file_of_an_earlier_version():
     assert list(state_files.STATES.glob("*.pt"))
 
 
-@pytest.mark.supports("state", "`torch.save`, `torch.load(weights_only=True)`, strict round trip of a network; its optimizer goes on")
+@pytest.mark.supports(
+    "state", "`torch.save`, `torch.load(weights_only=True)`, strict round trip of a network; its optimizer goes on"
+)
 def test_training_goes_on_from_a_file():
     """Interrupted and continued is uninterrupted."""
     y = images()
@@ -299,7 +301,9 @@ def damaged(state: dict) -> dict[str, tuple[dict, str]]:
     }
 
 
-@pytest.mark.supports("faults", "a state with a tensor that does not fit is refused whole: the layer keeps all its values")
+@pytest.mark.supports(
+    "faults", "a state with a tensor that does not fit is refused whole: the layer keeps all its values"
+)
 @pytest.mark.parametrize("defect", damaged(LISTAConv(1, 4, 3, 2).state_dict()))
 def test_states_that_do_not_fit_leave_the_layer_as_it_was(defect):
     layer = LISTAConv(1, 4, 3, 2)

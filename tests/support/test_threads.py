@@ -15,7 +15,7 @@ import torch.multiprocessing
 from network import Network, assert_same, gradients, images
 from torch.utils.data import DataLoader, Dataset
 
-from dsc_ops import LISTAConv, _C, functional
+from dsc_ops import _C, LISTAConv, functional
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,9 @@ def fastest(call, threads: int) -> float:
     return min(times)
 
 
-@pytest.mark.supports("threads", "`torch.set_num_threads`: the same bits, and more threads are not slower, large call or small")
+@pytest.mark.supports(
+    "threads", "`torch.set_num_threads`: the same bits, and more threads are not slower, large call or small"
+)
 @pytest.mark.parametrize("size", [8, 96])
 def test_two_threads_are_not_slower_than_one(size, restored_threads):
     """On a machine that others use too, so the best of several tries counts, and three times the time of one is slow: a
@@ -91,7 +93,11 @@ def test_openmp_settings():
     model, y = Network(), images(4, 30, 31)
     expected = float(torch.autograd.grad(model(y).square().sum(), model.codes.dictionary)[0].double().norm())
     settings = dict(
-        OMP_NUM_THREADS="3,2", OMP_MAX_ACTIVE_LEVELS="3", OMP_DYNAMIC="true", OMP_PROC_BIND="spread", OMP_STACKSIZE="512k"
+        OMP_NUM_THREADS="3,2",
+        OMP_MAX_ACTIVE_LEVELS="3",
+        OMP_DYNAMIC="true",
+        OMP_PROC_BIND="spread",
+        OMP_STACKSIZE="512k",
     )
     run = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, env=os.environ | settings)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -202,7 +208,7 @@ def test_fork():
     assert results.get() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.supports("threads", "layers in shared memory: another process reads the parameters, no copy")
+@pytest.mark.supports("threads", "layers in shared memory (`share_memory`)")
 def test_shared_memory():
     layer = LISTAConv(2, 4, 3).share_memory()
     assert all(p.is_shared() for p in layer.parameters())
