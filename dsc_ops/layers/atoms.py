@@ -15,8 +15,8 @@ class UnitNormAtoms(nn.Module):
         stacked: the weight is (K, M, ...), one for each iteration, as ``analysis`` of an untied layer; else (M, ...).
 
     The norm is over all but the first axis (the first two when ``stacked``). The gradient of w is that of d less its
-    part along d, over ||w||. An atom of zeros stays what it is, with the gradient of d as its own, so that it can leave.
-    What is assigned to the parametrized weight becomes w. Raises ``ValueError`` for a weight of fewer dimensions.
+    part along d, over ||w||. An atom of zeros stays what it is and has the gradient of d, so that it can leave. What
+    is assigned to the parametrized weight becomes w. Raises ``ValueError`` for a weight of fewer dimensions.
     Source: dictionary learning's constraint ||d_i|| = 1.
 
     >>> from dsc_ops import LISTAConv

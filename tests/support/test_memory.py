@@ -1,4 +1,4 @@
-"""Memory: nothing leaks, the peak is what is promised, inputs of any strides, and changes of what backward has saved."""
+"""Memory: nothing leaks, the peak is what is promised; inputs of any strides; changes of what backward has saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State dicts, files, copies, dtypes, memory formats, parametrizations: as any nn.Module; and files of earlier versions."""
+"""State dicts, files (also of earlier versions), copies, dtypes, memory formats, parametrizations: as any nn.Module."""
 
 from __future__ import annotations
 
