@@ -217,3 +217,17 @@ def test_damaged_checkpoints(damage, tmp_path):
         model.load_state_dict(torch.load(path, weights_only=True), strict=True)
     assert not isinstance(caught.value, AssertionError)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.supports("faults", "damaged checkpoints, settings and results are named, with what to do")
+@pytest.mark.parametrize(
+    "content", ["", "rows", "[]", "{}", '{"rows": 1}', '{"rows": [1]}', '{"rows": [{"case":', None]
+)
+def test_files_that_hold_no_results_of_the_benchmark(content, tmp_path):
+    from benchmarks import run
+
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit, match=r"results\.json holds no results of python -m benchmarks: \w+: "):
+        run.read(path)
