@@ -224,6 +224,7 @@ def test_damaged_checkpoints(damage, tmp_path):
     "content", ["", "rows", "[]", "{}", '{"rows": 1}', '{"rows": [1]}', '{"rows": [{"case":', None]
 )
 def test_files_that_hold_no_results_of_the_benchmark(content, tmp_path):
+    pytest.importorskip("tqdm", reason="the benchmark needs tqdm")
     from benchmarks import run
 
     path = tmp_path / "results.json"
