@@ -5,6 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 # Where make bench measures: cpu or cuda.
 DEVICE ?= cpu
+FUZZ_SECONDS ?= 600
 
 venv := .venv
 python := $(venv)/bin/python
@@ -22,7 +23,7 @@ extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 # What reads compiled CUDA kernels; these packages exist for Linux only.
 CUDA_TOOLS := $(shell sed -n 's/^cuda-check = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: help demo test test-cuda-sim test-gpu cuda-check bench lint docs wheel audit matrix matrix-python \
+.PHONY: help demo test test-cuda-sim test-gpu cuda-check fuzz bench lint docs wheel audit matrix matrix-python \
 	clean
 
 help:
@@ -34,6 +35,7 @@ help:
 	@echo "             hold the compiled CUDA kernels against their budget; needs no GPU (ARGS=--update: a new budget)"
 	@echo "make test-gpu"
 	@echo "             on a machine with a GPU: run the tests there, write tests/results/GPU.json to commit"
+	@echo "make fuzz    compare random calls with plain PyTorch for ten minutes (FUZZ_SECONDS=600)"
 	@echo "make bench   time the fused layers against plain PyTorch and sporco, a quarter of an hour (ARGS=--quick: minutes;"
 	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
@@ -61,6 +63,11 @@ cuda-check: $(installed) $(venv)/cuda-tools
 
 test-gpu: $(installed)
 	$(python) -m pytest tests/test_gpu.py --device cuda $(ARGS)
+
+# Every run begins elsewhere; a failure prints the seed that leads there at once.
+fuzz: $(installed)
+	DSC_OPS_FUZZ_SECONDS=$(FUZZ_SECONDS) DSC_OPS_FUZZ_SEED=$${DSC_OPS_FUZZ_SEED:-$$(date +%s)} \
+		$(python) -m pytest tests/support/test_fuzz.py $(ARGS)
 
 bench: $(installed) $(venv)/peer
 	$(python) -m benchmarks --device $(DEVICE) $(ARGS)

@@ -260,5 +260,11 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Results as they were written."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Results as they were written; a file of something else ends the program with a sentence."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(row, dict) for row in results["rows"]):
+            raise TypeError("its rows are no objects")
+        return results
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        sys.exit(f"{path} holds no results of python -m benchmarks: {type(error).__name__}: {error}")

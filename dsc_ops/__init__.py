@@ -14,6 +14,7 @@ from dsc_ops.layers import (
     LISTALinear,
     SoftThreshold,
     SparsityPenalty,
+    UnitNormAtoms,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LISTALinear",
     "SoftThreshold",
     "SparsityPenalty",
+    "UnitNormAtoms",
     "functional",
     "layers",
     "reference",

@@ -1,5 +1,5 @@
 """What PyTorch has to know of each operator besides its kernels: the shape of its results (fake kernels), its gradient,
-and the dtype that autocast gives it.
+what torch.func.vmap makes of it, and the dtype that autocast gives it.
 
 Gradients: math.md section 4 of the project's design, that is, for u = z + A_W(y - S_D z), x = T(u), g = dL/dx
 
@@ -7,7 +7,8 @@ Gradients: math.md section 4 of the project's design, that is, for u = z + A_W(y
     dD = -corr(gr, z)     dz = gu - A_D(gr)
 
 `analysis`, `synthesis` and `correlation` are the three derivatives of one trilinear form, so each is differentiated, to
-any order, by the other two. The backward operators of the rest refuse to be differentiated again.
+any order, by the other two. The backward operators of the rest refuse to be differentiated again, and all refuse
+forward mode.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from dsc_ops import _on_cuda
+from dsc_ops._library import cuda_reason, refuse_cuda
 
 ops = torch.ops.dsc_ops
 
@@ -47,6 +52,56 @@ def _needed(ctx, gradients: tuple[Tensor, ...], inputs: tuple[int, ...]) -> list
     return [g if ctx.needs_input_grad[i] else None for g, i in zip(gradients, inputs, strict=True)]
 
 
+def _differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Registers an operator's gradient, as torch.library.register_autograd does, and besides
+
+    - for torch.func.grad and what is built on it, which take a function of one level with a setup_context;
+    - so that forward mode is refused by name, where a tangent would be dropped without a word.
+    """
+    op = getattr(ops, name).default
+
+    def below(keyset, *args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def nested(keyset, *args):
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for the levels below this one
+            return below(keyset, *args)
+
+    def setup(ctx, inputs, output):
+        setup_context(ctx, inputs[1:], output)
+
+    def gradients(ctx, *grads):
+        needs = ctx.needs_input_grad
+        ctx.needs_input_grad = needs[1:]
+        try:
+            result = backward(ctx, *grads)
+        finally:
+            ctx.needs_input_grad = needs
+        return None, *(result if isinstance(result, tuple) else (result,))
+
+    def jvp(ctx, *tangents):
+        raise RuntimeError(
+            f"dsc_ops: the forward-mode derivative of {name} is not supported (dsc_ops.reference has it)"
+        )
+
+    # Under this name anomaly mode and messages about in-place modification speak of the operator.
+    rules = dict(setup_context=staticmethod(setup), backward=staticmethod(gradients), jvp=staticmethod(jvp))
+    base = type(f"dsc_ops_{name}", (_SingleLevelFunction,), rules | dict(forward=staticmethod(below)))
+    level = type(f"dsc_ops_{name}", (_SingleLevelFunction,), rules | dict(forward=staticmethod(nested)))
+
+    def kernel(keyset, *args):
+        backward_mode = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if not backward_mode and forward_ad._current_level < 0:
+            return below(keyset, *args)
+        if not torch._C._are_functorch_transforms_active():
+            return base.apply(keyset, *args)
+        with enable_single_level_autograd_function():
+            return level.apply(keyset, *args)
+
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
 # --- soft_threshold ---------------------------------------------------------------------------------------------------
 
 
@@ -72,9 +127,7 @@ def _soft_threshold_backward(ctx, grad):
     return grad_u, grad_theta, grad_bias if ctx.has_bias else None, grad_u if ctx.has_residual else None, None
 
 
-torch.library.register_autograd(
-    "dsc_ops::soft_threshold", _soft_threshold_backward, setup_context=_soft_threshold_setup
-)
+_differentiate("soft_threshold", _soft_threshold_backward, _soft_threshold_setup)
 
 # --- shrink -----------------------------------------------------------------------------------------------------------
 
@@ -99,7 +152,7 @@ def _shrink_backward(ctx, grad):
     return *ops.shrink_backward(grad, u, theta, ctx.activation, ctx.one_sided), None, None
 
 
-torch.library.register_autograd("dsc_ops::shrink", _shrink_backward, setup_context=_shrink_setup)
+_differentiate("shrink", _shrink_backward, _shrink_setup)
 
 # --- l1_norm ----------------------------------------------------------------------------------------------------------
 
@@ -125,7 +178,7 @@ def _l1_norm_backward(ctx, grad, _):
     return (None if grad is None else ops.l1_norm_backward(grad, *ctx.saved_tensors)), None
 
 
-torch.library.register_autograd("dsc_ops::l1_norm", _l1_norm_backward, setup_context=_l1_norm_setup)
+_differentiate("l1_norm", _l1_norm_backward, _l1_norm_setup)
 
 # --- analysis, synthesis, correlation: <A_W y, x> = <y, S_W x> = <W, corr(y, x)> --------------------------------------
 
@@ -172,9 +225,9 @@ def _correlation_backward(ctx, grad):
     return grad_y, grad_x, None, None, None, None, None
 
 
-torch.library.register_autograd("dsc_ops::analysis", _analysis_backward, setup_context=_pair_setup)
-torch.library.register_autograd("dsc_ops::synthesis", _synthesis_backward, setup_context=_pair_setup)
-torch.library.register_autograd("dsc_ops::correlation", _correlation_backward, setup_context=_pair_setup)
+_differentiate("analysis", _analysis_backward, _pair_setup)
+_differentiate("synthesis", _synthesis_backward, _pair_setup)
+_differentiate("correlation", _correlation_backward, _pair_setup)
 
 # --- conv_soft_threshold ----------------------------------------------------------------------------------------------
 
@@ -201,9 +254,7 @@ def _conv_soft_threshold_backward(ctx, grad):
     return *_needed(ctx, gradients, (0, 1, 2, 3)), *[None] * 5
 
 
-torch.library.register_autograd(
-    "dsc_ops::conv_soft_threshold", _conv_soft_threshold_backward, setup_context=_conv_soft_threshold_setup
-)
+_differentiate("conv_soft_threshold", _conv_soft_threshold_backward, _conv_soft_threshold_setup)
 
 # Where the operators are those of CUDA; the tests have them on the CPU too.
 cuda_device = "cuda"
@@ -249,7 +300,7 @@ def _lista_backward(ctx, grad, _):
     return *_needed(ctx, gradients, (0, 1, 2, 3, 4)), *[None] * 7
 
 
-torch.library.register_autograd("dsc_ops::lista", _lista_backward, setup_context=_lista_setup)
+_differentiate("lista", _lista_backward, _lista_setup)
 
 # --- no second derivative ---------------------------------------------------------------------------------------------
 
@@ -263,7 +314,7 @@ def _once_differentiable(name: str) -> None:
             f"dsc_ops: the second derivative of {name} is not supported (dsc_ops.reference.{name} has it)"
         )
 
-    torch.library.register_autograd(f"dsc_ops::{name}_backward", refuse, setup_context=setup)
+    _differentiate(f"{name}_backward", refuse, setup)
 
 
 for _name in ("soft_threshold", "shrink", "conv_soft_threshold", "lista"):
@@ -280,9 +331,65 @@ def _l1_norm_double_backward(ctx, grad):
     return (grad * x.sign()).sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32), None
 
 
-torch.library.register_autograd(
-    "dsc_ops::l1_norm_backward", _l1_norm_double_backward, setup_context=_l1_norm_double_setup
-)
+_differentiate("l1_norm_backward", _l1_norm_double_backward, _l1_norm_double_setup)
+
+# --- vmap -------------------------------------------------------------------------------------------------------------
+
+
+def _join(value: Tensor | None, axis: int | None, size: int) -> Tensor | None:
+    """The mapped axis of a batch joined to the batch's own."""
+    if value is None:
+        return None
+    value = value.unsqueeze(0).expand(size, *value.shape) if axis is None else value.movedim(axis, 0)
+    return value.flatten(0, 1) if value.dim() > 1 else value
+
+
+def _mapped(name: str, *batches: int) -> None:
+    """torch.func.vmap: one call where only the arguments at the positions `batches` are mapped, which have a batch axis
+    of their own; elsewhere one call for each entry."""
+    op = getattr(ops, name)
+
+    def rule(info, in_dims, *args):
+        size = info.batch_size
+        axes = [axis if isinstance(axis, int) else None for axis in in_dims]
+        if all(axis is None or i in batches for i, axis in enumerate(axes)):
+            joined = [_join(a, axes[i], size) if i in batches else a for i, a in enumerate(args)]
+            result = op(*joined)
+            first, *rest = result if isinstance(result, tuple) else (result,)
+            mapped = args[0].dim() - (axes[0] is not None) > 0  # else there was no batch axis to join
+            first = first.unflatten(0, (size, first.shape[0] // max(size, 1))) if mapped else first
+            return ((first, *rest), (0, *[None] * len(rest))) if rest else (first, 0)
+        results = []
+        for n in range(size):
+            entry = [a if axis is None else a.select(axis, n) for a, axis in zip(args, axes, strict=True)]
+            if name == "lista_backward" and axes[1] is None and axes[2] is not None:
+                # The tape is that of the joined batch: the iterations of this entry once more.
+                *call, _ = entry[2:]
+                entry[1] = ops.lista(*call, True)[1]
+            results.append(op(*entry))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    torch.library.register_vmap(f"dsc_ops::{name}", rule, lib=_library)
+
+
+for _name, _batches in {
+    "soft_threshold": (0, 3),
+    "soft_threshold_backward": (),
+    "shrink": (0,),
+    "shrink_backward": (),
+    "l1_norm": (),
+    "l1_norm_backward": (),
+    "analysis": (0,),
+    "synthesis": (0,),
+    "correlation": (),
+    "conv_soft_threshold": (0,),
+    "conv_soft_threshold_backward": (),
+    "lista": (0, 4),
+    "lista_backward": (),
+}.items():
+    _mapped(_name, *_batches)
 
 # --- autocast ---------------------------------------------------------------------------------------------------------
 # As for torch's convolutions: every floating argument but float64 is cast to the dtype that autocast was entered with.
@@ -313,3 +420,9 @@ for _name in ("analysis", "synthesis", "conv_soft_threshold", "lista"):
 # --- CUDA implementations that are not kernels ------------------------------------------------------------------------
 
 _on_cuda.register(_library)
+
+# The rest has kernels in _cuda. Without them the dispatcher would answer with a page of backends.
+if cuda_reason:
+    for _name in ("soft_threshold", "shrink", "l1_norm"):
+        for _operator in (_name, f"{_name}_backward"):
+            _library.impl(_operator, refuse_cuda(_operator, cuda_reason), "CUDA")

@@ -7,6 +7,8 @@ with CUDA never stops the import: `cuda_reason` says why the kernels are absent,
 import importlib.util
 import os
 import re
+import sysconfig
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,13 +23,25 @@ def check_torch(version: str) -> None:
         raise ImportError(f"dsc_ops needs torch {needed} or newer, found torch {version}")
 
 
+def check_interpreter(free_threaded: bool) -> None:
+    """Raise ImportError under a Python without the global interpreter lock, where nothing here was ever tested."""
+    if free_threaded:
+        raise ImportError(
+            "dsc_ops does not support free-threaded Python, use the build with the global interpreter lock"
+        )
+
+
 check_torch(torch.__version__)
+check_interpreter(bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
 
 try:
     from dsc_ops import _C
 except ImportError as error:
     if importlib.util.find_spec("dsc_ops._C"):
-        raise  # it is there and cannot be loaded: the loader's own message says why
+        raise ImportError(
+            f"dsc_ops: the compiled library cannot be loaded: {str(error).splitlines()[0]}; install the package "
+            "again on this machine, for this Python and torch"
+        ) from error
     raise ImportError(
         f"dsc_ops: {os.path.dirname(__file__)} has no compiled library for this Python; install the package "
         "(pip install . in the source folder) and start Python outside the source folder, or install it with pip's -e"
@@ -70,9 +84,18 @@ def load_cuda() -> str:
         return "the file of the CUDA kernels is missing from this installation"
     try:
         torch.ops.load_library(found.origin)
-    except OSError as error:
-        return f"the CUDA kernels cannot be loaded: {str(error).splitlines()[0]}"
+    except OSError as error:  # torch names the file alone, the loader what is missing
+        return f"the CUDA kernels cannot be loaded: {str(error.__cause__ or error).splitlines()[0]}"
     return ""
+
+
+def refuse_cuda(name: str, reason: str) -> Callable:
+    """What an operator without CUDA kernels does with a tensor on a GPU."""
+
+    def refuse(*arguments):
+        raise RuntimeError(f"dsc_ops: {name} cannot run on a GPU: {reason}; tensors on the CPU work")
+
+    return refuse
 
 
 choose_cpu_capability(os.environ.get("DSC_OPS_CPU_CAPABILITY"))

@@ -7,9 +7,10 @@ they mean in :func:`torch.nn.functional.conv2d`. A threshold ``theta`` is a numb
 (M,); it is taken in the dtype of the codes, and theta >= 0 is meant: a negative one is computed by the same formula,
 which is then no longer a proximal operator.
 
-Any strides and memory formats, float32, float64, bfloat16 and float16 (computed in float32), empty batches. Every
-tensor argument has a gradient; a second derivative exists for ``analysis``, ``synthesis`` and ``l1_penalty`` and is
-refused by name elsewhere (but see :func:`lipschitz`). Wrong arguments raise ``TypeError`` (type, dtype) or
+Any strides and memory formats, float32, float64, bfloat16 and float16 (computed in float32), empty batches. NaN and
+infinity give what the formulas give; for gradients a NaN code is a non-zero. Every tensor argument has a gradient; a
+second derivative exists for ``analysis``, ``synthesis`` and ``l1_penalty`` and is refused by name elsewhere (but see
+:func:`lipschitz`), as is forward mode everywhere. Wrong arguments raise ``TypeError`` (type, dtype) or
 ``ValueError`` (anything else), naming the argument, what it got and what it takes.
 
 :mod:`dsc_ops.reference` has the same functions in plain PyTorch.
@@ -410,7 +411,7 @@ def ista(
         dictionary: D, (M, C/groups, *kernel).
         lam: weight of the l1 norm: number, 0-d or (M,).
         iterations: K.
-        step: number or 0-d tensor; None is 1 / :func:`lipschitz`.
+        step: number or 0-d tensor; None is 1 / :func:`lipschitz` (1 for a dictionary of zeros).
         x0: first code; None is zero.
         fast: with the momentum of FISTA.
 
@@ -431,7 +432,7 @@ def ista(
     if x0 is not None:
         x0 = check.code(name, "x0", x0, "dictionary", dictionary, y.shape[0], size)
     if step is None:
-        step = 1 / reference.lipschitz(dictionary, y.shape[2:], **geometry)
+        step = reference.longest_step(reference.lipschitz(dictionary, y.shape[2:], **geometry))
     elif isinstance(step, Tensor):
         step = check.threshold(name, "step", step, dictionary, None)
     else:

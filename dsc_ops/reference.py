@@ -200,12 +200,17 @@ def ista(
 ) -> Tensor:
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     if step is None:
-        step = 1 / lipschitz(dictionary, y.shape[2:], **geometry)
+        step = longest_step(lipschitz(dictionary, y.shape[2:], **geometry))
     momentum = "fista" if fast else None
     theta, weight = lam * step, dictionary * step
     return lista(
         y, dictionary, weight, theta, iterations=iterations, x0=x0, momentum=momentum, **geometry, one_sided=one_sided
     )
+
+
+def longest_step(lipschitz: Tensor) -> Tensor:
+    """1/L; 1 where L is 0, where no code has a signal and every step is right."""
+    return 1 / torch.where(lipschitz == 0, 1, lipschitz)
 
 
 def lipschitz(dictionary: Tensor, signal_size, *, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:

@@ -98,7 +98,10 @@ def finished(step: str, options: argparse.Namespace) -> dict[str, Any] | None:
 
 def read(path: Path) -> Any:
     """What a JSON file says; None when there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        sys.exit(f"{path} is damaged ({error}): --restart makes it again")
 
 
 def run_step(step: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -111,6 +112,15 @@ class Bar(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, learner).items() if name != "v_num"}
 
 
+def step_of(checkpoint: Path) -> int:
+    """How far the training of a checkpoint had come; one that is damaged ends the program with a sentence."""
+    try:
+        return torch.load(checkpoint, weights_only=True)["global_step"]
+    except Exception as error:  # torch.load has an exception for each kind of damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        sys.exit(f"{checkpoint} is damaged ({reason}): remove it, and the training begins anew")
+
+
 def fit(learner: Learner, loader: DataLoader, epochs: int, folder: Path, name: str) -> list[float]:
     """Train for ``epochs`` epochs and return the loss of each.
 
@@ -128,8 +138,7 @@ def fit(learner: Learner, loader: DataLoader, epochs: int, folder: Path, name: s
         default_root_dir=folder,
     )
     if last.exists():
-        step = torch.load(last, weights_only=True)["global_step"]
-        print(f"{name}: going on from the checkpoint of step {step}")
+        print(f"{name}: going on from the checkpoint of step {step_of(last)}")
     try:
         trainer.fit(learner, loader, ckpt_path=last if last.exists() else None)
     except SystemExit:  # what Lightning makes of Ctrl-C

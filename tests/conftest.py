@@ -26,6 +26,7 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "supports(area, promise): a row of README.md's support table (support_table.py)")
     device = config.getoption("--device")
     os.environ.pop("DSC_OPS_TEST_DEVICE", None)
     if device is None:

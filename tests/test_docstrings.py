@@ -10,9 +10,9 @@ import torch
 
 import dsc_ops
 from dsc_ops import functional, layers, reference
-from dsc_ops.layers import lista, penalty, threshold
+from dsc_ops.layers import atoms, lista, penalty, threshold
 
-MODULES = (functional, lista, penalty, threshold)
+MODULES = (functional, atoms, lista, penalty, threshold)
 
 FUNCTIONS = [
     "soft_threshold(u, theta, *, one_sided=False)",

@@ -24,9 +24,11 @@ from dsc_ops import (
     LISTALinear,
     SoftThreshold,
     SparsityPenalty,
+    UnitNormAtoms,
     _checks,
     functional,
 )
+from dsc_ops.layers import atoms as atoms_layer
 from dsc_ops.layers import lista as lista_layers
 from dsc_ops.layers import penalty as penalty_layer
 from dsc_ops.layers import threshold as threshold_layers
@@ -412,6 +414,11 @@ def layer_cases() -> list[Case]:
         layer(
             ValueError, "LISTALinear.decode: codes has shape (2, 3), it takes (*, 4)", LISTALinear(3, 4).decode, d(2, 3)
         ),
+        layer(ValueError, "UnitNormAtoms: weight has shape (3,), it takes (M, ...)", UnitNormAtoms(), d(3)),
+        layer(
+            ValueError, "UnitNormAtoms: weight has shape (2, 3), it takes (K, M", UnitNormAtoms(stacked=True), d(2, 3)
+        ),
+        layer(TypeError, "UnitNormAtoms: weight must be a torch.Tensor, got list", UnitNormAtoms(), [1.0]),
         layer(ValueError, "SoftThreshold: code_channels is 0, it takes", SoftThreshold, 0),
         layer(TypeError, "SoftThreshold: theta must be a number, got Tensor", SoftThreshold, 3, d(3)),
         layer(
@@ -505,6 +512,9 @@ def raised(function: Callable[[], object], kind: type[Exception]) -> Exception:
     return caught.value
 
 
+@pytest.mark.supports(
+    "faults", "wrong arguments: a TypeError or ValueError with the argument, what it got, what it takes"
+)
 @pytest.mark.parametrize(("function", "kind", "message"), CASES, ids=[message for _, _, message in CASES])
 def test_message(function, kind, message):
     error = raised(function, kind)
@@ -533,7 +543,7 @@ def test_every_message_of_the_package_has_a_case():
         while trace.tb_next:
             trace = trace.tb_next
         reached.add((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-    modules = (_checks, functional, lista_layers, penalty_layer, threshold_layers)
+    modules = (_checks, functional, atoms_layer, lista_layers, penalty_layer, threshold_layers)
     statements = set().union(*[raise_statements(module) for module in modules])
     assert statements and statements <= reached, sorted(statements - reached)
 
@@ -620,6 +630,9 @@ print("done")
 """
 
 
+@pytest.mark.supports(
+    "fuzzing", "operators called past the functions, with arguments that do not fit, raise and do not crash"
+)
 def test_operators_called_past_the_functions_do_not_crash():
     command = [sys.executable, "-X", "faulthandler", "-c", DIRECT_CALLS]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])

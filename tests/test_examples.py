@@ -269,6 +269,25 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert precious.exists()
 
 
+@pytest.mark.supports("faults", "damaged checkpoints, settings and results are named, with what to do")
+def test_damaged_files_are_named_with_what_to_do(tmp_path):
+    from examples import training
+
+    folder = tmp_path / "denoise"
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"settings": {"ste')
+    with pytest.raises(SystemExit, match=r"settings\.json is damaged \(.*\): --restart makes it again"):
+        demo.main(["--fast", "--steps", "denoise", "--output", str(tmp_path)])
+    checkpoint = folder / "last.ckpt"
+    torch.save({"global_step": 7}, checkpoint)
+    assert training.step_of(checkpoint) == 7
+    whole = checkpoint.read_bytes()
+    for content in (b"", b"no checkpoint", whole[: len(whole) // 2], whole.replace(b"global_step", b"local__step")):
+        checkpoint.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"last\.ckpt is damaged \(.+\): remove it, and the training begins anew"):
+            training.step_of(checkpoint)
+
+
 def test_help_explains_every_step(capsys):
     with pytest.raises(SystemExit) as end:
         demo.main(["--help"])

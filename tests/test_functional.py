@@ -70,6 +70,7 @@ def layouts(x: torch.Tensor):
     yield torch.cat([x[:1], x])[1:]  # an offset into its storage
 
 
+@pytest.mark.supports("memory", "any strides and memory formats of arguments and incoming gradients")
 def test_results_do_not_depend_on_strides(capability):
     case = Convolution(2, 4, 6, (9, 10), (3, 3), stride=2, padding=1, groups=2)
     u, y = torch.randn(2, 5, 7, 9), case.signal().float()
@@ -233,6 +234,9 @@ def test_gradcheck(case):
     gradcheck(lambda x: functional.l1_penalty(x), (x.detach() + 10).requires_grad_())
 
 
+@pytest.mark.supports(
+    "compile and transform", "second derivatives: of `analysis`, `synthesis`, `l1_penalty`; elsewhere refused by name"
+)
 def test_second_derivatives():
     case = CONVOLUTIONS[3]
     y, weight = case.signal().requires_grad_(), case.weight().requires_grad_()
@@ -246,6 +250,9 @@ def test_second_derivatives():
     assert gradgradcheck(lambda x: functional.l1_penalty(x) ** 2, (features,), fast_mode=True)
 
 
+@pytest.mark.supports(
+    "compile and transform", "second derivatives: of `analysis`, `synthesis`, `l1_penalty`; elsewhere refused by name"
+)
 @pytest.mark.parametrize("name", ["soft_threshold", "shrink", "conv_soft_threshold", "lista"])
 def test_unsupported_second_derivatives_are_refused_by_name(name):
     y = torch.randn(1, 1, 8, requires_grad=True)
@@ -315,6 +322,7 @@ def test_empty_batches(dims):
         assert all(g.abs().sum() == 0 for g in gradients)
 
 
+@pytest.mark.supports("numbers", "NaN and infinity as in eager")
 def test_nan_and_infinity_pass_through(capability):
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, -1.0, 0.0, -0.0])
     u = special.repeat(10)  # longer than a vector
@@ -340,6 +348,7 @@ def test_gradient_at_the_kink_is_zero(capability):
     assert u.grad.tolist() == [0, 0] and theta.grad == 0
 
 
+@pytest.mark.supports("memory", "any subset of parameters and input may require a gradient")
 def test_only_the_gradients_asked_for(capability):
     case = CONVOLUTIONS[1]
     tensors = dict(
@@ -357,6 +366,7 @@ def test_only_the_gradients_asked_for(capability):
         torch.testing.assert_close(arguments[name].grad, expected[name].grad)
 
 
+@pytest.mark.supports("numbers", "the same bits for any number of threads")
 def test_the_same_bits_for_any_number_of_threads():
     case = Convolution(3, 2, 20, (40, 33), (5, 5), padding=2)
     y, weight = case.signal().float().requires_grad_(), case.weight().float().requires_grad_()

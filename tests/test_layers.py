@@ -414,6 +414,7 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.supports("state", "`deepcopy`, `pickle`, whole models in files")
 @example
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_are_equal_and_independent(name, copied):
@@ -439,6 +440,7 @@ def test_state_dict_makes_another_layer_equal(name):
     assert torch.equal(other(y), layer(y))
 
 
+@pytest.mark.supports("state", "`.to()`, `.half()`, `.bfloat16()`, `.double()` on networks")
 @example
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes(name, dtype):
@@ -454,6 +456,7 @@ def test_dtypes(name, dtype):
     assert all(p.dtype == p.grad.dtype == dtype and p.isfinite().all() for p in made.parameters())
 
 
+@pytest.mark.supports("state", "layers made on the meta device and filled later")
 @example
 def test_layers_are_made_on_the_meta_device_and_filled_later(name):
     layer, _ = make(name, device="meta")
@@ -469,6 +472,7 @@ def test_layers_are_made_on_the_meta_device_and_filled_later(name):
     assert layer(y).isfinite().all() and torch.equal(layer.theta, usual.theta)
 
 
+@pytest.mark.supports("compile and transform", "`torch.compile(fullgraph=True)` of every layer, forward and backward")
 @example
 def test_torch_compile(name):
     """One graph, forward and backward, with the results of the layer as it is."""

@@ -84,6 +84,7 @@ def test_every_operator_is_checked_here():
     assert all_operators() == set(samples(CASES[0]))
 
 
+@pytest.mark.supports("compile and transform", "`torch.library.opcheck` of every operator")
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", sorted(samples(CASES[0])))
 def test_opcheck(name, case):
@@ -150,6 +151,9 @@ def network(case: Convolution, theta: torch.Tensor, weight: torch.Tensor):
     return run
 
 
+@pytest.mark.supports(
+    "compile and transform", "`torch.compile(fullgraph=True)` of every function, forward and backward"
+)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_compile_fullgraph(case):
     y, weight = case.signal().float().requires_grad_(), case.weight().float().requires_grad_()
@@ -181,6 +185,9 @@ def test_compile_with_dynamic_sizes():
             torch.autograd.grad(layer(y).sum(), weight)
 
 
+@pytest.mark.supports(
+    "precision", "autocast on CPU: in and out the dtypes of `nn.Conv2d`, whatever inputs and parameters have"
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_lowers_the_convolutions(dtype):
     y, weight, theta = (
@@ -211,6 +218,7 @@ def test_autocast_lowers_the_convolutions(dtype):
         assert functional.l1_penalty(y.to(dtype)).dtype == torch.float32
 
 
+@pytest.mark.supports("memory", "inference takes no more memory for more iterations")
 def test_no_tape_is_kept_for_inference():
     case = CASES[0]
     y, weight = case.signal().float(), case.weight(1).float()

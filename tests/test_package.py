@@ -90,6 +90,7 @@ def test_unknown_cpu_kernels_are_refused_by_name():
     assert message.endswith(", ".join(_C.cpu_capabilities()))
 
 
+@pytest.mark.supports("faults", "a torch that is too old is refused with both versions")
 @pytest.mark.parametrize("version", ["1.13.1", "2.9.1+cu128", "2.1.0a0+git123"])
 def test_old_torch_is_refused_with_both_versions(version):
     with pytest.raises(ImportError, match=re.escape(f"dsc_ops needs torch 2.10 or newer, found torch {version}")):
@@ -101,6 +102,9 @@ def test_new_torch_is_accepted(version):
     _library.check_torch(version)
 
 
+@pytest.mark.supports(
+    "faults", "a library for another machine, or damaged: one sentence with the reason and what to do"
+)
 def test_source_folder_without_the_library_says_so():
     run = python("-c", "import sys; sys.modules['dsc_ops._C'] = None; import dsc_ops")
     assert run.returncode == 1
@@ -109,6 +113,9 @@ def test_source_folder_without_the_library_says_so():
     assert message.startswith(f"ImportError: dsc_ops: {folder} has no compiled library") and "pip install ." in message
 
 
+@pytest.mark.supports(
+    "faults", "missing or broken CUDA libraries, another CUDA major: `python -m dsc_ops` says which, the CPU works"
+)
 @pytest.mark.parametrize(
     ("built", "running", "reason"),
     [

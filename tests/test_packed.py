@@ -209,6 +209,7 @@ def test_any_choice_of_gradients(momentum, x0, name, capability):
             assert numerics.error(got, expected[key]) <= 1e-12 * max(1, expected[key].abs().max().item()), key
 
 
+@pytest.mark.supports("numbers", "the same bits for any number of threads")
 @pytest.mark.parametrize("name", ["some by atoms", "strips", "strips of groups", "many units", "one pixel"])
 def test_the_same_bits_again_and_with_any_number_of_threads(name, capability):
     arguments, options = problem(CASES[name], 0.1, momentum="fista", x0=True)
@@ -224,6 +225,7 @@ def test_the_same_bits_again_and_with_any_number_of_threads(name, capability):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.supports("numbers", "NaN and infinity as in eager")
 @pytest.mark.parametrize("name", ["in place", "copied", "by atoms", "65 atoms", "groups", "strips", "images together"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity_spread_as_in_the_reference(value, name, capability):
@@ -331,6 +333,7 @@ def test_a_tape_of_other_size_or_dtype_is_refused(name, capability):
     assert all(g.isfinite().all() for g in call.backward(call.tape.clone()))
 
 
+@pytest.mark.supports("faults", "a damaged tape is refused")
 @pytest.mark.parametrize("name", RECORDED)
 def test_random_bytes_are_no_tape(name, capability):
     call = Recording(CASES[name])
@@ -454,6 +457,7 @@ print((codes != 0).float().mean().item(), (after - before) * 1024 - codes.numel(
 """
 
 
+@pytest.mark.supports("memory", "training takes memory for the tape as codes have non-zeros")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from Linux's /proc")
 def test_only_as_much_of_a_tape_is_touched_as_codes_have_values():
     """Resident memory that the tape of a call adds, in a process of its own."""

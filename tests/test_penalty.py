@@ -225,6 +225,7 @@ def alive(references: list[weakref.ref]) -> list[bool]:
     return [reference() is not None for reference in references]
 
 
+@pytest.mark.supports("memory", "the penalty's features are given up after the step, and hooks can be taken off")
 def test_features_die_with_the_graph_after_the_penalty():
     model = Network()
     seen = watch(model, "block1.act")
@@ -372,6 +373,7 @@ def test_torch_compile_of_a_whole_training_step():
     assert_same(gradients(model, torch.compile(loss, fullgraph=True, backend="aot_eager")(y)), expected)
 
 
+@pytest.mark.supports("compile and transform", "`SparsityPenalty` with checkpointing (`use_reentrant=False`)")
 def test_activation_checkpointing():
     model, y = Network(), images()
     plain = gradients(model, model(y).square().sum() + eager_penalty(model.features(y)))
@@ -413,6 +415,7 @@ def _train_in_two_processes(rank: int, folder: str) -> None:
     os._exit(0)
 
 
+@pytest.mark.supports("distributed", "`SparsityPenalty` under DistributedDataParallel")
 def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
     model, y = Network(), images(6)
     torch.save((model, y), tmp_path / "start.pt")
@@ -427,6 +430,7 @@ def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.supports("state", "`deepcopy`, `pickle`, whole models in files")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_model_that_carries_a_penalty_can_be_copied(copied):
     model, y = Network(), images()

@@ -196,6 +196,7 @@ def build(tmp_path_factory):
     return Build(folder)
 
 
+@pytest.mark.supports("fuzzing", "the CPU kernels under the address and undefined behaviour sanitizers")
 def test_kernels_under_the_sanitizers(build):
     # Reports go to the process's own stderr, which pytest is to leave alone.
     pytest_options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", TESTS]

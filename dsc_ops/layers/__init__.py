@@ -1,5 +1,6 @@
 """The layers: nn.Modules around :mod:`dsc_ops.functional`."""
 
+from dsc_ops.layers.atoms import UnitNormAtoms
 from dsc_ops.layers.lista import LISTAConv, LISTAConv1d, LISTALinear
 from dsc_ops.layers.penalty import SparsityPenalty
 from dsc_ops.layers.threshold import ConvSoftThreshold, ConvSoftThreshold1d, SoftThreshold
@@ -12,4 +13,5 @@ __all__ = [
     "LISTALinear",
     "SoftThreshold",
     "SparsityPenalty",
+    "UnitNormAtoms",
 ]

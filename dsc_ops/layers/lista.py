@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from typing_extensions import Self
 
 from dsc_ops import _checks as check
-from dsc_ops import functional
+from dsc_ops import functional, reference
+from dsc_ops.layers.state import WholeState
 from dsc_ops.layers.threshold import weight_shape
 
 # The step 1/L of a new layer holds for signals of any size: L is taken on one of this many kernel extents, where it has
@@ -15,7 +17,12 @@ from dsc_ops.layers.threshold import weight_shape
 _EXTENTS = 8
 
 
-class _Unrolled(nn.Module):
+def _whole(parameter: Tensor) -> Tensor:
+    """All of a parameter of which fully_shard leaves each process a part."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+class _Unrolled(WholeState):
     """The parameters of K iterations, dictionary, analysis and theta, and their start: K steps of ISTA."""
 
     def _make_parameters(self, shape: tuple[int, ...], device, dtype) -> None:
@@ -33,14 +40,21 @@ class _Unrolled(nn.Module):
         """Random atoms of unit norm, analysis = dictionary / L, theta as given to the layer."""
         with torch.no_grad():
             atoms = torch.randn_like(self.dictionary).flatten(1)
-            self.dictionary.copy_((atoms / atoms.norm(dim=1, keepdim=True)).view_as(self.dictionary))
+            self._fill("dictionary", (atoms / atoms.norm(dim=1, keepdim=True)).view_as(self.dictionary))
         self.reset_iterations()
 
     def reset_iterations(self) -> None:
         """analysis = dictionary / L and theta as given: K steps of ISTA on the dictionary as it is now."""
         with torch.no_grad():
-            self.analysis.copy_(self.dictionary / self.lipschitz())
-            self.theta.fill_(self._theta)
+            self._fill("analysis", self.dictionary * reference.longest_step(self.lipschitz()))
+            self._fill("theta", torch.full_like(self.theta, self._theta))
+
+    def _fill(self, name: str, value: Tensor) -> None:
+        if parametrize.is_parametrized(self, name):
+            # By way of the parametrization's inverse; a copy_ would fill what the parametrization has computed.
+            setattr(self, name, value.expand_as(getattr(self, name)))
+        else:
+            getattr(self, name).copy_(value)
 
     def _take_dictionary(self, dictionary: Tensor) -> Self:
         with torch.no_grad():
@@ -107,13 +121,21 @@ class _LISTAConv(_Unrolled):
         layer = cls(channels * groups, atoms, tuple(kernel), iterations, groups=groups, **options)
         return layer._take_dictionary(dictionary)
 
+    def _apply(self, fn, recurse=True):
+        """What .to() does to a weight it does to each iteration's: channels_last exists in four dimensions alone."""
+
+        def each(t: Tensor) -> Tensor:
+            return fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
+
+        return super()._apply(each, recurse)
+
     def _geometry(self) -> dict:
         return dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
 
     def lipschitz(self) -> Tensor:
         """L of the dictionary, on a signal of eight kernel extents along each axis."""
         size = [_EXTENTS * (d * (k - 1) + 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        return functional.lipschitz(self.dictionary, size, **self._geometry())
+        return functional.lipschitz(_whole(self.dictionary), size, **self._geometry())
 
     def forward(self, y: Tensor) -> Tensor:
         return functional.lista(
@@ -244,8 +266,9 @@ class LISTALinear(_Unrolled):
 
     def lipschitz(self) -> Tensor:
         """L: the squared spectral norm of the dictionary."""
-        wide = self.dictionary if self.dictionary.dtype == torch.float64 else self.dictionary.float()
-        return torch.linalg.matrix_norm(wide, 2).square().to(self.dictionary.dtype)
+        dictionary = _whole(self.dictionary)
+        wide = dictionary if dictionary.dtype == torch.float64 else dictionary.float()
+        return torch.linalg.matrix_norm(wide, 2).square().to(dictionary.dtype)
 
     def forward(self, y: Tensor) -> Tensor:
         y = check.tensor("LISTALinear", "y", y)

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from dsc_ops import _checks as check
 from dsc_ops import functional, reference
+from dsc_ops.layers.state import WholeState
 
 
 class SoftThreshold(nn.Module):
@@ -60,7 +61,7 @@ class SoftThreshold(nn.Module):
         return f"{self.code_channels}, one_sided={self.one_sided}, activation={self.activation!r}"
 
 
-class _ConvSoftThreshold(nn.Module):
+class _ConvSoftThreshold(WholeState):
     """See :class:`ConvSoftThreshold`."""
 
     dims: int
