@@ -17,7 +17,8 @@ ops = torch.ops.dsc_ops
 MOST_CHANNELS = 4
 # (stride, widths of the segments that a kernel row is cut into); csrc/cuda/packed.h has the same table in visit_tiling.
 SEGMENTS = {1: (7, 5, 4, 3), 2: (7, 5, 3)}
-DOUBLE_SEGMENTS = {1: (3,), 2: (3,)}
+DOUBLE_SEGMENTS = {1: (3,)}
+LARGEST_TILE = 64 * 1024  # bytes of signal in the shared memory of a block
 
 
 def is_packed(y: Tensor, weight_shape, stride, dilation, groups: int) -> bool:
@@ -26,7 +27,9 @@ def is_packed(y: Tensor, weight_shape, stride, dilation, groups: int) -> bool:
     widths = (DOUBLE_SEGMENTS if y.dtype == torch.float64 else SEGMENTS).get(stride[-1], ())
     if groups != 1 or any(d != 1 for d in dilation) or not 0 < channels <= MOST_CHANNELS or atoms == 0:
         return False
-    return y.numel() > 0 and any(kernel[-1] % width == 0 for width in widths)
+    rows = 8 if y.dim() == 3 else 7 * stride[0] + kernel[0]  # of a 1-D batch, each signal is a row
+    tile = channels * rows * (31 * stride[-1] + kernel[-1]) * (8 if y.dtype == torch.float64 else 4)
+    return y.numel() > 0 and tile <= LARGEST_TILE and any(kernel[-1] % width == 0 for width in widths)
 
 
 def tensor_cores() -> bool:

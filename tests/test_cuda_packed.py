@@ -92,7 +92,7 @@ CASES = [
     Case(2, 1, (61,), 9, (7,), (2,), (0,), one_sided=True),
     Case(1, 1, (1, 300), 16, (1, 3), padding=(0, 1)),
     Case(2, 3, (17, 18), 70, (3, 3), padding=(1, 1), dtype=torch.float64),
-    Case(1, 2, (12, 40), 64, (3, 9), (1, 2), (1, 4), dtype=torch.float64, momentum=(0.0, 0.3, 0.5), start=0.1),
+    Case(1, 2, (12, 40), 64, (3, 9), (2, 1), (1, 4), dtype=torch.float64, momentum=(0.0, 0.3, 0.5), start=0.1),
 ]
 EVERY_MODE = (1, 4, 7, 8, 17)
 over_cases = pytest.mark.parametrize(
@@ -297,7 +297,11 @@ def test_kernels_serve_where_they_are_said_to(ops, dtype):
                 ops.packed_conv_soft_threshold(*arguments)
 
 
-def test_where_packed_kernels_do_not_serve():
+def test_where_packed_kernels_do_not_serve(ops):
+    y, weight = torch.ones(1, 4, 70, 70), torch.ones(2, 4, 63, 63)  # more of the signal than shared memory holds
+    assert not _on_cuda.is_packed(y, weight.shape, [1, 1], [1, 1], 1)
+    with pytest.raises(RuntimeError, match="no packed kernel for a kernel of this size"):
+        ops.packed_conv_soft_threshold(y, weight, None, torch.zeros(2), [1, 1], [0, 0], False, False)
     y, shape = torch.ones(1, 3, 8, 8), (4, 3, 3, 3)
     assert _on_cuda.is_packed(y, shape, [1, 1], [1, 1], 1)
     assert not _on_cuda.is_packed(y[:0], shape, [1, 1], [1, 1], 1)

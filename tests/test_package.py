@@ -149,7 +149,8 @@ def schemas():
     return re.findall(r'library\.def\(\s*"(\w+)\(', source)
 
 
-@pytest.mark.parametrize("name", schemas())
+# packed_* are what others do on CUDA, and there only.
+@pytest.mark.parametrize("name", [name for name in schemas() if not name.startswith("packed_")])
 def test_each_schema_is_registered_with_a_cpu_kernel(name):
     assert hasattr(NAMESPACE, name)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dsc_ops::{name}", "CPU")

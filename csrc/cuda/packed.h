@@ -51,6 +51,11 @@ inline Shape make_shape(const Tensor& y, const Tensor& weight, int64_t lead, con
     shape.signal_row = shape.signal_image;
     shape.code_row = shape.code_image;
   }
+  // The largest tile of a signal in shared memory, that of correlation_kernel.
+  const int64_t tile = c * ((correlation_rows - 1) * shape.stride_h + shape.kernel_h) *
+                       ((correlation_columns - 1) * shape.stride_w + shape.kernel_w);
+  STD_TORCH_CHECK(tile * (y.scalar_type() == ScalarType::Double ? 8 : 4) <= 64 * 1024,
+                  "dsc_ops: no packed kernel for a kernel of this size and stride");
   constexpr int64_t most = int64_t(1) << 31;
   STD_TORCH_CHECK(shape.runs() * run_pixels * m < 2 * most && shape.signal_w + 2 * shape.padding_w < most / 4 &&
                       shape.signal_h + 2 * shape.padding_h < most / 4,

@@ -25,9 +25,9 @@ void visit_tiling(const Shape& shape, const Visit& visit) {
     if (divides(4, 1)) return visit(Tiling<A, 4, 1>());
     if (divides(7, 2)) return visit(Tiling<A, 7, 2>());
     if (divides(5, 2)) return visit(Tiling<A, 5, 2>());
+    if (divides(3, 2)) return visit(Tiling<A, 3, 2>());
   }
   if (divides(3, 1)) return visit(Tiling<A, 3, 1>());
-  if (divides(3, 2)) return visit(Tiling<A, 3, 2>());
   STD_TORCH_CHECK(false, "dsc_ops: no packed kernel for kernel width ", shape.kernel_w, " and stride ", shape.stride_w);
 }
 
