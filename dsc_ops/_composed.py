@@ -1,8 +1,8 @@
 """The convolution operators composed of the library's convolution and the fused epilogue: a step of `lista` is one
 transposed convolution, one convolution and one pass of `soft_threshold` with residual.
 
-What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_on_cuda.py). The functions run on any device that
-has `soft_threshold` and its backward, so the tests run them on the CPU.
+What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_on_cuda.py). The functions run on any device
+that has `soft_threshold` and its backward, so the tests run them on the CPU.
 """
 
 from __future__ import annotations
