@@ -82,16 +82,16 @@ docs: $(installed) $(venv)/docs
 	@echo "The site: build/docs/html/index.html"
 
 wheel: $(installed) $(venv)/wheel
-	$(python) -m tools.wheel
+	$(python) -m tests.shipping.wheel
 
 audit: $(if $(WHEEL),$(installed),wheel)
-	$(python) -m tools.audit $(or $(WHEEL),dist/*.whl)
+	$(python) -m tests.shipping.audit $(or $(WHEEL),dist/*.whl)
 
 matrix: $(installed) $(venv)/wheel
-	$(python) -m tools.matrix --torch $(TORCHES) $(if $(KEEP),--keep) $(if $(WHEEL),--wheel $(WHEEL)) $(ARGS)
+	$(python) -m tests.shipping.matrix --torch $(TORCHES) $(if $(KEEP),--keep) $(if $(WHEEL),--wheel $(WHEEL)) $(ARGS)
 
 matrix-python: $(installed)
-	$(python) -m tools.pythons $(ARGS)
+	$(python) -m tests.shipping.pythons $(ARGS)
 
 # What single targets need besides, from the extra of that name.
 $(venv)/docs $(venv)/wheel: $(installed)

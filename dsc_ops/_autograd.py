@@ -423,6 +423,6 @@ _on_cuda.register(_library)
 
 # The rest has kernels in _cuda. Without them the dispatcher would answer with a page of backends.
 if cuda_reason:
-    for _name in ("soft_threshold", "shrink", "l1_norm"):
+    for _name in ("soft_threshold", "shrink", "l1_norm", "packed_conv_soft_threshold", "packed_lista"):
         for _operator in (_name, f"{_name}_backward"):
             _library.impl(_operator, refuse_cuda(_operator, cuda_reason), "CUDA")

@@ -1,4 +1,4 @@
-"""`make audit`: what a wheel contains and what its objects ask for; `python -m tools.audit --help` tells more."""
+"""`make audit`: what a wheel contains and what its objects ask for; `python -m tests.shipping.audit --help` tells more."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def audit(wheel: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.audit",
+        prog="python -m tests.shipping.audit",
         description="Look into a wheel: that it contains the package and its two objects only (no library of torch or "
         "CUDA), that its manylinux tag promises no older machine than the objects run on, and that these take nothing "
         "from torch but the C functions of the stable ABI. Needs readelf and nm.",

@@ -1,4 +1,4 @@
-"""`make matrix`: one wheel, the test suite with it under each torch. `python -m tools.matrix --help` tells the rest."""
+"""`make matrix`: one wheel, the test suite with it under each torch. `python -m tests.shipping.matrix --help` tells the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tools import building
+from tests.shipping import building
 
 FOLDER = building.ROOT / "build" / "matrix"
 WHERE = "import sys, torch, dsc_ops; print(sys.version.split()[0], torch.__version__, dsc_ops.__file__)"
@@ -32,12 +32,12 @@ class Row:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m tools.matrix",
+        prog="python -m tests.shipping.matrix",
         description="Build one wheel, with build isolation and from the sdist, and run the tests of the sdist with it "
         "in a new environment for each torch, less those that test the sources themselves. The exit status is 1 when "
         "any of them fails; a table tells which. An environment takes up to 7 GB, and is removed when its tests "
         "have passed or failed. All is made in build/matrix.",
-        epilog="What is not named here goes to pytest, as in: python -m tools.matrix --torch 2.13.0 -k lista -x",
+        epilog="What is not named here goes to pytest, as in: python -m tests.shipping.matrix --torch 2.13.0 -k lista -x",
     )
     made.add_argument(
         "--torch", nargs="+", default=["2.10.0", "2.13.0", "2.14.1"], metavar="VERSION", help="%(default)s"

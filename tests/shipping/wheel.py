@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from tools import building
+from tests.shipping import building
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.wheel",
+        prog="python -m tests.shipping.wheel",
         description="Empty dist/ and make the sdist and the wheel there: the sdist has the same bytes wherever it is "
         "made, the wheel is built from it with build isolation. auditwheel gives it the manylinux tag of the oldest "
         "machines on which its objects run, and adds no library to it. Older machines: build on one of them.",

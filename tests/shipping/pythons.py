@@ -1,4 +1,4 @@
-"""`make matrix-python`: a wheel with each Python found here, and what it does; `python -m tools.pythons --help`."""
+"""`make matrix-python`: a wheel with each Python found here, and what it does; `python -m tests.shipping.pythons --help`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools import building
+from tests.shipping import building
 
 FOLDER = building.ROOT / "build" / "pythons"
 OLDEST = 10
@@ -76,7 +76,7 @@ def try_python(name: str, python: str, sdist: Path, tree: Path, torch: list[str]
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0 when all is well with every Python."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.pythons",
+        prog="python -m tests.shipping.pythons",
         description="With each Python from 3.10 on that is found here (on PATH and in pyenv's folder): build the wheel "
         "from the sdist, without CUDA kernels, install it, and run the examples of all docstrings. An environment with "
         "torch takes up to 7 GB and is removed afterwards. All is made in build/pythons.",
