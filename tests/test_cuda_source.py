@@ -35,6 +35,11 @@ def strided(x: torch.Tensor) -> torch.Tensor:
     return wide[..., 0].permute(*reversed(range(x.dim())))
 
 
+def shifted(x: torch.Tensor) -> torch.Tensor:
+    """Contiguous, but not where accesses of 16 bytes could begin."""
+    return torch.cat([torch.full((1,), 9.0, dtype=x.dtype), x.reshape(-1)])[1:].view(x.shape)
+
+
 LAYOUTS = [contiguous, channels_last, strided]
 
 # The sizes divide neither 8 nor 32 nor 256. The large ones have several tasks a channel.
@@ -51,9 +56,18 @@ CASES = [
     ((1, 1, 1, 1), channels_last),
     ((3, 5, 41, 37), contiguous),
     ((3, 5, 41, 37), channels_last),
+    # Planes of whole vectors of 16 bytes, of every dtype.
+    ((3, 4, 304), contiguous),
+    ((3, 4, 304), shifted),
+    ((2, 3, 56, 200), contiguous),
 ]
 # Of these the sanitizers and the race checker see each kind of plan.
-IN_EVERY_MODE = [((600, 3), strided), ((3, 4, 301), contiguous), ((2, 33, 5, 3), channels_last)]
+IN_EVERY_MODE = [
+    ((600, 3), strided),
+    ((3, 4, 301), contiguous),
+    ((2, 33, 5, 3), channels_last),
+    ((3, 4, 304), contiguous),
+]
 over_cases = pytest.mark.parametrize(
     "shape, layout",
     [pytest.param(*case, marks=pytest.mark.every_mode if case in IN_EVERY_MODE else ()) for case in CASES],
@@ -205,6 +219,7 @@ def eager_shrink_backward(grad, u, theta, activation, one_sided):
 def test_shrink(ops, activation, one_sided, dtype):
     rest = (activation, one_sided)
     for shape, layout, per_channel in (
+        ((2, 3, 8, 40), contiguous, True),
         ((3, 5, 41, 37), contiguous, False),
         ((3, 5, 41, 37), channels_last, True),
         ((3, 5, 7, 11), strided, True),

@@ -62,7 +62,14 @@ def test_sdist_has_the_same_bytes_whoever_packs_it_and_when(tmp_path):
     with tarfile.open(first) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
         assert {member.mtime for member in archive} == {315532800}
-    for name in ("setup.py", "csrc/ops.cpp", "tests/conftest.py", "docs/conf.py", "tests/shipping/matrix.py", "Makefile"):
+    for name in (
+        "setup.py",
+        "csrc/ops.cpp",
+        "tests/conftest.py",
+        "docs/conf.py",
+        "tests/shipping/matrix.py",
+        "Makefile",
+    ):
         assert name in names
     assert not [name for name in names if name.endswith((".so", ".pyc", ".o"))]
     dated = sdist(one, tmp_path / "dated", SOURCE_DATE_EPOCH="1700000000")

@@ -48,6 +48,10 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// Whether accesses of 16 bytes are possible at the beginning of a tensor; an absent one is no obstacle.
+inline bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
+inline bool aligned(const std::optional<Tensor>& tensor) { return !tensor || aligned(*tensor); }
+
 inline cudaStream_t current_stream(const Tensor& on) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));

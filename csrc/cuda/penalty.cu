@@ -7,6 +7,12 @@
 namespace dsc::cuda {
 namespace {
 
+// Elements that accesses of 16 bytes can visit.
+template <typename T>
+int64_t whole_vectors(const Tensor& x, bool aligned) {
+  return aligned ? x.numel() - x.numel() % vector_elements<T> : 0;
+}
+
 std::tuple<Tensor, Tensor> l1_norm(const Tensor& x, double alpha) {
   const DeviceGuard guard(x.get_device_index());
   const Tensor dense_x = torch::stable::contiguous(x, memory_format(x));
@@ -16,8 +22,8 @@ std::tuple<Tensor, Tensor> l1_norm(const Tensor& x, double alpha) {
   visit_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    launch(x, blocks, l1_norm_kernel<T>, data<T>(dense_x), x.numel(), alpha, mutable_data<A>(norms),
-           mutable_data<int64_t>(counts));
+    launch(x, blocks, l1_norm_kernel<T>, data<T>(dense_x), whole_vectors<T>(x, aligned(dense_x)), x.numel(), alpha,
+           mutable_data<A>(norms), mutable_data<int64_t>(counts));
     sum_partials<A, A>(norms, norm);
   });
   sum_partials<int64_t, int64_t>(counts, count);
@@ -33,7 +39,7 @@ Tensor l1_norm_backward(const Tensor& grad, const Tensor& x) {
   visit_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     launch(x, flat_blocks(x.numel()), l1_norm_backward_kernel<T>, data<accumulate_t<T>>(grad), data<T>(dense_x),
-           x.numel(), mutable_data<T>(grad_x));
+           whole_vectors<T>(x, aligned(dense_x) && aligned(grad_x)), x.numel(), mutable_data<T>(grad_x));
   });
   return grad_x;
 }

@@ -19,6 +19,35 @@ constexpr int block_threads = 256;
 
 DSC_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Elements that one access of 16 bytes has.
+template <typename T>
+constexpr int vector_elements = 16 / sizeof(T);
+
+// n neighbours, in one access where n is more than one.
+template <int n, typename T>
+__device__ __forceinline__ void load_elements(const T* from, accumulate_t<T> (&to)[n]) {
+  if constexpr (n == 1) {
+    to[0] = load(from[0]);
+  } else {
+    static_assert(n == vector_elements<T>);
+    const Vector16<T> vector = load16(from);
+#pragma unroll
+    for (int i = 0; i < n; ++i) to[i] = load(vector.values[i]);
+  }
+}
+
+template <int n, typename T>
+__device__ __forceinline__ void store_elements(T* to, const accumulate_t<T> (&from)[n]) {
+  if constexpr (n == 1) {
+    to[0] = store<T>(from[0]);
+  } else {
+    Vector16<T> vector;
+#pragma unroll
+    for (int i = 0; i < n; ++i) vector.values[i] = store<T>(from[i]);
+    store16(to, vector);
+  }
+}
+
 // Two sums that are taken together.
 template <typename A, typename B>
 struct Both {

@@ -12,14 +12,24 @@
 namespace dsc::cuda {
 namespace {
 
-// Without channels a tensor is one run of memory.
-ChannelPlan plan_of(const Tensor& u, MemoryFormat format, bool has_channels) {
-  const int64_t size = u.numel();
-  if (!has_channels) return channel_plan(1, 1, size);
-  if (format == MemoryFormat::ChannelsLast) return channel_plan(size / u.size(1), u.size(1), 1);
-  int64_t inner = 1;
-  for (int64_t d = 2; d < u.dim(); ++d) inner *= u.size(d);
-  return channel_plan(u.size(0), u.size(1), inner);
+// Without channels a tensor is one run of memory. `aligned`: all tensors of its size begin at multiples of 16 bytes.
+template <typename T>
+ChannelPlan plan_of(const Tensor& u, MemoryFormat format, bool has_channels, bool aligned) {
+  int64_t outer = 1, channels = 1, inner = u.numel();
+  if (has_channels && format == MemoryFormat::ChannelsLast) {
+    channels = u.size(1);
+    outer = inner / channels;
+    inner = 1;
+  } else if (has_channels) {
+    outer = u.size(0);
+    channels = u.size(1);
+    inner = 1;
+    for (int64_t d = 2; d < u.dim(); ++d) inner *= u.size(d);
+  }
+  if (!aligned || inner % vector_elements<T> != 0) return channel_plan(outer, channels, inner);
+  ChannelPlan plan = channel_plan(outer, channels, inner / vector_elements<T>);
+  plan.together = vector_elements<T>;
+  return plan;
 }
 
 int64_t theta_stride(const Tensor& theta) { return theta.dim() == 0 ? 0 : 1; }
@@ -34,7 +44,8 @@ Tensor forward(Rule rule, const Tensor& u, const Tensor& theta, const std::optio
   const std::optional<Tensor> dense_residual = contiguous(residual, format);
   const Tensor out = empty_like(u, format);
 
-  const ChannelPlan plan = plan_of(u, format, theta.dim() == 1 || bias.has_value());
+  const ChannelPlan plan = plan_of<T>(u, format, theta.dim() == 1 || bias.has_value(),
+                                      aligned(dense_u) && aligned(dense_residual) && aligned(out));
   launch(u, plan.tasks(), threshold_kernel<T, Rule>, rule, plan,
          ThresholdForward<T>{data<T>(dense_u), data<T>(dense_theta), theta_stride(theta), data<T>(dense_bias),
                              data<T>(dense_residual), mutable_data<T>(out)});
@@ -54,11 +65,13 @@ Gradients backward(Rule rule, const Tensor& grad, const Tensor& x, const Tensor&
   const Tensor dense_grad = torch::stable::contiguous(grad, format), dense_x = torch::stable::contiguous(x, format);
   const Tensor dense_theta = torch::stable::contiguous(theta);
 
-  const ChannelPlan plan = plan_of(x, format, theta.dim() == 1 || has_bias);
+  const Tensor grad_u = empty_like(x, format);
+  const ChannelPlan plan =
+      plan_of<T>(x, format, theta.dim() == 1 || has_bias, aligned(dense_grad) && aligned(dense_x) && aligned(grad_u));
   const int64_t bias_size = has_bias ? plan.channels : 0;
   const Tensor theta_partials = empty(x, {plan.channels * plan.splits}, accumulate_dtype(x));
   const Tensor bias_partials = empty(x, {bias_size * plan.splits}, accumulate_dtype(x));
-  const Gradients gradients{empty_like(x, format), empty_like(theta, MemoryFormat::Contiguous),
+  const Gradients gradients{grad_u, empty_like(theta, MemoryFormat::Contiguous),
                             empty(x, {bias_size}, x.scalar_type())};
 
   launch(x, plan.tasks(), threshold_backward_kernel<T, Rule>, rule, plan,

@@ -6,7 +6,8 @@
 // A tensor is (outer, channels, inner): (N, M, H W), or (N H W, M, 1) when it is channels_last. A task is a part of one
 // channel's elements or, where channels are neighbours in memory, the same part of up to 32 channels. So neighbouring
 // threads meet neighbouring addresses, a thread has one threshold and one bias, no element costs a division, and the
-// sums over a channel end in one partial per task.
+// sums over a channel end in one partial per task. Where planes are long, what stands for an element in all of this is
+// as many neighbours as 16 bytes hold.
 #pragma once
 
 #include <algorithm>
@@ -16,12 +17,14 @@
 
 namespace dsc::cuda {
 
-// How the elements of a tensor are cut into tasks.
+// How the elements of a tensor are cut into tasks. Where `together` is more than one, an element below, and in
+// ChannelWalk, is that many neighbours of a plane.
 struct ChannelPlan {
   int64_t outer, channels, inner;
   int64_t width;   // channels of a task, a power of two; more than one only where inner is 1
   int64_t part;    // elements that a task has of each channel
   int64_t splits;  // tasks that share a channel
+  int together = 1;
 
   DSC_HOST_DEVICE int64_t channel_size() const { return outer * inner; }
   DSC_HOST_DEVICE int64_t tasks() const { return ceil_div(channels, width) * splits; }
@@ -124,8 +127,8 @@ struct ShrinkRule {
   }
 };
 
-// The loops over elements are not unrolled: no load may move before a store that might change it, so that the kernels
-// would grow without getting faster.
+// `together` is what a plan has under this name, 1 or vector_elements. The loops over elements are not unrolled: no
+// load may move before a store that might change it, so that the kernels would grow without getting faster.
 
 template <typename T>
 struct ThresholdForward {
@@ -137,20 +140,41 @@ struct ThresholdForward {
   T* out;
 };
 
+template <int together, typename T, typename Rule, typename A>
+__device__ __forceinline__ void threshold_elements(const Rule& rule, ChannelWalk walk,
+                                                   const ThresholdForward<T>& tensors, A theta, A bias) {
+#pragma unroll 1
+  for (; walk.inside(); walk.next()) {
+    const int64_t at = walk.offset * together;
+    A u[together];
+    load_elements<together>(tensors.u + at, u);
+#pragma unroll
+    for (int i = 0; i < together; ++i) u[i] += bias;
+    if (tensors.residual) {
+      A residual[together];
+      load_elements<together>(tensors.residual + at, residual);
+#pragma unroll
+      for (int i = 0; i < together; ++i) u[i] += residual[i];
+    }
+#pragma unroll
+    for (int i = 0; i < together; ++i) u[i] = rule.value(u[i], theta);
+    store_elements<together>(tensors.out + at, u);
+  }
+}
+
 template <typename T, typename Rule>
 __global__ void __launch_bounds__(block_threads, 1)
     threshold_kernel(Rule rule, ChannelPlan plan, ThresholdForward<T> tensors) {
   using A = accumulate_t<T>;
   for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
-    ChannelWalk walk(plan, task);
+    const ChannelWalk walk(plan, task);
     if (!walk.inside()) continue;
     const A theta = load(tensors.theta[walk.channel * tensors.theta_stride]);
     const A bias = tensors.bias ? load(tensors.bias[walk.channel]) : A(0);
-#pragma unroll 1
-    for (; walk.inside(); walk.next()) {
-      A u = load(tensors.u[walk.offset]) + bias;
-      if (tensors.residual) u += load(tensors.residual[walk.offset]);
-      tensors.out[walk.offset] = store<T>(rule.value(u, theta));
+    if (plan.together == 1) {
+      threshold_elements<1>(rule, walk, tensors, theta, bias);
+    } else {
+      threshold_elements<vector_elements<T>>(rule, walk, tensors, theta, bias);
     }
   }
 }
@@ -166,22 +190,38 @@ struct ThresholdBackward {
   accumulate_t<T>* bias_partials;   // likewise, or null
 };
 
+// The sums of the gradients of theta and bias over the elements of a walk.
+template <int together, typename T, typename Rule, typename A>
+__device__ __forceinline__ Both<A, A> threshold_backward_elements(const Rule& rule, ChannelWalk walk,
+                                                                  const ThresholdBackward<T>& tensors, A theta) {
+  Both<A, A> sum{0, 0};
+#pragma unroll 1
+  for (; walk.inside(); walk.next()) {
+    const int64_t at = walk.offset * together;
+    A x[together], grad[together];
+    load_elements<together>(tensors.x + at, x);
+    load_elements<together>(tensors.grad + at, grad);
+#pragma unroll
+    for (int i = 0; i < together; ++i) {
+      const A grad_u = rule.grad_u(x[i], theta, grad[i]);
+      sum += Both<A, A>{rule.grad_theta(x[i], theta, grad[i]), grad_u};
+      grad[i] = grad_u;
+    }
+    store_elements<together>(tensors.grad_u + at, grad);
+  }
+  return sum;
+}
+
 template <typename T, typename Rule>
 __global__ void __launch_bounds__(block_threads, 1)
     threshold_backward_kernel(Rule rule, ChannelPlan plan, ThresholdBackward<T> tensors) {
   using A = accumulate_t<T>;
   const int width = static_cast<int>(plan.width), thread = threadIdx.x;
   for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
-    ChannelWalk walk(plan, task);
+    const ChannelWalk walk(plan, task);
     const A theta = walk.inside() ? load(tensors.theta[walk.channel * tensors.theta_stride]) : A(0);
-    Both<A, A> sum{0, 0};  // of the gradients of theta and bias
-#pragma unroll 1
-    for (; walk.inside(); walk.next()) {
-      const A x = load(tensors.x[walk.offset]), grad = load(tensors.grad[walk.offset]);
-      const A grad_u = rule.grad_u(x, theta, grad);
-      tensors.grad_u[walk.offset] = store<T>(grad_u);
-      sum += Both<A, A>{rule.grad_theta(x, theta, grad), grad_u};
-    }
+    Both<A, A> sum = plan.together == 1 ? threshold_backward_elements<1>(rule, walk, tensors, theta)
+                                        : threshold_backward_elements<vector_elements<T>>(rule, walk, tensors, theta);
     sum = block_sum(sum, width);
     if (thread < width && walk.channel < plan.channels) {
       const int64_t partial = task % plan.splits * plan.channels + walk.channel;

@@ -93,7 +93,7 @@ DSC_EXPORT const char* l1_norm(int64_t size, int64_t blocks, float* x, double al
   DeviceArray<int64_t> device_count(count, 1);
   std::vector<float> norms(blocks);
   std::vector<int64_t> counts(blocks);
-  launch(blocks, l1_norm_kernel<float>, device_x.data(), size, alpha, norms.data(), counts.data());
+  launch(blocks, l1_norm_kernel<float>, device_x.data(), size / 4 * 4, size, alpha, norms.data(), counts.data());
   sum_partials(norms, device_norm, 1);
   sum_partials(counts, device_count, 1);
   return complaint();
@@ -101,7 +101,8 @@ DSC_EXPORT const char* l1_norm(int64_t size, int64_t blocks, float* x, double al
 
 DSC_EXPORT const char* l1_norm_backward(int64_t size, int64_t blocks, float* grad, float* x, float* grad_x) {
   DeviceArray<float> device_grad(grad, 1), device_x(x, size), device_grad_x(grad_x, size);
-  launch(blocks, l1_norm_backward_kernel<float>, device_grad.data(), device_x.data(), size, device_grad_x.data());
+  launch(blocks, l1_norm_backward_kernel<float>, device_grad.data(), device_x.data(), size / 4 * 4, size,
+         device_grad_x.data());
   return complaint();
 }
 }
