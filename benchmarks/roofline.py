@@ -395,8 +395,8 @@ def report(
     """The lines that `python -m benchmarks --roofline` prints."""
     lines = [
         "PREDICTIONS, NOT MEASUREMENTS: bytes, operations and times that follow from shapes and datasheets alone, for",
-        "kernels as they are written; none has run. A time in microseconds is the largest of memory, fp32, shared memory",
-        "and instruction issue, whose name stands beside it; no launches, no idle multiprocessors, no caches",
+        "kernels as they are written; none has run. A time in microseconds is the largest of memory, fp32, shared",
+        "memory and instruction issue, whose name stands beside it; no launches, no idle multiprocessors, no caches",
         "(benchmarks/roofline.py).",
         *("Limits of " + limit for limit in map(limits_of, DEVICES.values())),
     ]

@@ -225,15 +225,8 @@ def lipschitz(dictionary: Tensor, signal_size, *, stride=1, padding=0, dilation=
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """Some devices (meta) know no autocast, and refuse to be told to do without."""
-    if _has_autocast(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-@torch.compiler.assume_constant_result  # torch.compile of torch 2.10 cannot look into it
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
+    """The device meta knows no autocast, and refuses to be told to do without."""
+    return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _top_signal(dictionary: Tensor, signal_size: tuple[int, ...], geometry: dict) -> Tensor:

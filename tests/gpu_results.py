@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, machine_name, write_whole
-
 FOLDER = Path(__file__).parent / "results"
 COUNTED = ("passed", "failed", "error", "skipped", "xfailed")
 PART = "No results were written: only a part of the tests ran."
@@ -44,6 +42,8 @@ def reason_of(report) -> str:
 
 def write(stats: Mapping[str, Sequence[Any]], exitstatus: int, folder: Path | None = None, facts=None) -> str:
     """Write the record, and say where."""
+    from benchmarks.machine import machine, machine_name, write_whole  # late: where only tests are, conftest needs none
+
     facts = facts or machine("cuda")
     path = (folder or FOLDER) / f"{machine_name(facts)}.json"
     write_whole(path, json.dumps(record(stats, exitstatus, facts), indent=1) + "\n")

@@ -95,7 +95,8 @@ def conv_coherence(
     modulo the stride, has all the pairs of a larger one; the pairs of one shift and the same cuts are one product of
     two M x C prod(kernel) matrices.
 
-    Arguments as in :func:`conv_matrix`.
+    Args:
+        weight: the dictionary, as in :func:`conv_matrix`, which has the other arguments too.
 
     Returns:
         mu of ``conv_matrix(...)``, atoms cut by the border included. Raises ValueError when an atom has no value inside

@@ -207,7 +207,8 @@ def earlier_stability_bounds(
     delta_j = 2 ||noise||_2 / sqrt(1 - (2 lambda_j - 1) mu(D_1 ... D_j)), infinite where lambda_j is too large for the
     product.
 
-    Arguments as in :func:`noise_stability_bound`, whose codes explain y exactly.
+    Args:
+        noise, lambdas, dictionaries: as in :func:`noise_stability_bound`, whose codes explain y exactly.
 
     Returns:
         {"layered": [delta_1, ..., delta_J], "projected": [...]}. Source: Papyan, Romano, Elad (JMLR 2017); Sulam,

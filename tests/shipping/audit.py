@@ -1,4 +1,4 @@
-"""`make audit`: what a wheel contains and what its objects ask for; `python -m tests.shipping.audit --help` tells more."""
+"""`make audit`: what a wheel contains and what its objects ask for. `--help` tells the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make matrix`: one wheel, the test suite with it under each torch. `python -m tests.shipping.matrix --help` tells the rest."""
+"""`make matrix`: one wheel, the test suite with it under each torch. `--help` tells the rest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "in a new environment for each torch, less those that test the sources themselves. The exit status is 1 when "
         "any of them fails; a table tells which. An environment takes up to 7 GB, and is removed when its tests "
         "have passed or failed. All is made in build/matrix.",
-        epilog="What is not named here goes to pytest, as in: python -m tests.shipping.matrix --torch 2.13.0 -k lista -x",
+        epilog="What is not named here goes to pytest, as in: python -m tests.shipping.matrix --torch 2.13.0 -x",
     )
     made.add_argument(
         "--torch", nargs="+", default=["2.10.0", "2.13.0", "2.14.1"], metavar="VERSION", help="%(default)s"

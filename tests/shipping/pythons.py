@@ -1,4 +1,4 @@
-"""`make matrix-python`: a wheel with each Python found here, and what it does; `python -m tests.shipping.pythons --help`."""
+"""`make matrix-python`: a wheel with each Python found here, and what it does; see `--help`."""
 
 from __future__ import annotations
 
