@@ -17,12 +17,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from dsc_ops import _on_cuda
 from dsc_ops._library import cuda_reason, refuse_cuda
+
+try:
+    from torch._functorch.utils import enable_single_level_autograd_function
+    from torch.autograd.function import _SingleLevelFunction
+except ImportError:  # private names of torch 2.10 to 2.14; without them gradients remain, torch.func does not
+    _SingleLevelFunction = None
 
 ops = torch.ops.dsc_ops
 
@@ -58,6 +62,9 @@ def _differentiate(name: str, backward: Callable, setup_context: Callable) -> No
     - for torch.func.grad and what is built on it, which take a function of one level with a setup_context;
     - so that forward mode is refused by name, where a tangent would be dropped without a word.
     """
+    if _SingleLevelFunction is None:
+        torch.library.register_autograd(f"dsc_ops::{name}", backward, setup_context=setup_context)
+        return
     op = getattr(ops, name).default
 
     def below(keyset, *args):

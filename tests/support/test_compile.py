@@ -298,3 +298,23 @@ def test_functional_call():
     model.load_state_dict(parameters)
     torch.testing.assert_close(got, model(y))
     assert_same(slopes, gradients(model, model(y).sum()))
+
+
+def test_a_torch_without_its_private_names_still_has_gradients():
+    """What torch.func needs of them is gone then, and nothing else."""
+    code = """
+import torch
+import torch._functorch.utils as private
+name = "enable_single_level_autograd_function"
+kept = private.__dict__.pop(name)
+import dsc_ops
+setattr(private, name, kept)
+layer, y = dsc_ops.LISTAConv(1, 3, 3, 2), torch.randn(2, 1, 6, 6, requires_grad=True)
+layer(y).sum().backward()
+assert y.grad.any() and all(p.grad is not None for p in layer.parameters())
+u = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+assert torch.autograd.gradcheck(lambda u: dsc_ops.functional.soft_threshold(u, 0.1), (u,))
+print("trained")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "trained\n", result.stderr
