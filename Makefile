@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Files of tests are shared out to two processes, which most machines can hold.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 # Where make bench measures: cpu or cuda.
 DEVICE ?= cpu
 FUZZ_SECONDS ?= 600
@@ -47,13 +49,14 @@ help:
 	@echo "make matrix-python  build and try the package with each Python from 3.10 on that is found here"
 	@echo "make clean   remove what was built and installed here, but not runs/"
 	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
-	@echo "         ARGS=\"-k lista\" (handed on to demo, test, bench and matrix)"
+	@echo "         ARGS=\"-k lista\" (handed on to demo, test, bench and matrix),"
+	@echo "         PARALLEL= (the tests in one process; default: files shared out to two)"
 
 demo: $(installed)
 	$(python) -m examples.demo $(ARGS)
 
 test: $(installed)
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest $(PARALLEL) $(ARGS)
 
 test-cuda-sim: $(installed)
 	$(python) -m pytest $(wildcard tests/test_cuda_*.py) $(ARGS)
@@ -88,7 +91,7 @@ audit: $(if $(WHEEL),$(installed),wheel)
 	$(python) -m tests.shipping.audit $(or $(WHEEL),dist/*.whl)
 
 matrix: $(installed) $(venv)/wheel
-	$(python) -m tests.shipping.matrix --torch $(TORCHES) $(if $(KEEP),--keep) $(if $(WHEEL),--wheel $(WHEEL)) $(ARGS)
+	$(python) -m tests.shipping.matrix --torch $(TORCHES) $(if $(KEEP),--keep) $(if $(WHEEL),--wheel $(WHEEL)) $(PARALLEL) $(ARGS)
 
 matrix-python: $(installed)
 	$(python) -m tests.shipping.pythons $(ARGS)

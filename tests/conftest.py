@@ -36,6 +36,20 @@ def pytest_configure(config) -> None:
         pytest.exit(f"the tests on a GPU cannot run here: {obstacle}", returncode=gpu_results.NO_GPU)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which shares the tests out to processes
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        """A file to a process; to one of them all that need the CUDA source compiled for the CPU."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cuda" if "test_cuda_" in file else file
+
+    return ByFile(config, log)
+
+
 def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
     if config.getoption("--device") != "cuda":
         return
