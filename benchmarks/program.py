@@ -74,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
         help="measure nothing: print bytes, operations and predicted times of the CUDA kernels of each case on an "
         "A100, an H100 and an RTX 4090 from datasheet limits, beside the bytes of packed codes and eager's prediction",
     )
+    add(
+        "--profile",
+        action="store_true",
+        help="compare nothing: print what each CPU kernel of a training step takes, by perf and callgrind (Linux "
+        "packages linux-perf and valgrind; a quarter of an hour); for all cases at the default density it writes "
+        "docs/performance/profile-MACHINE.md",
+    )
     add("--threads", type=int, help="number of CPU threads (default: torch's)")
     add("--repeats", type=int, help="rounds of turns (default: 5, 3 with --quick)")
     add("--no-compile", action="store_true", help="without torch.compile")
@@ -96,6 +103,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
         commands.error(
             "--roofline stands without --quick, --check, --draw and --output: it measures and writes nothing"
         )
+    if options.profile and (options.quick or options.check or options.draw or options.roofline or options.output):
+        commands.error("--profile stands without --quick, --check, --draw, --roofline and --output")
     if options.draw and not options.draw.is_file():
         commands.error(f"--draw is {options.draw}, it takes a file that is there")
     return options
@@ -125,6 +134,8 @@ def perform(options: argparse.Namespace) -> int:
     if options.roofline:
         print("\n".join(roofline_lines(options)))
         return 0
+    if options.profile:
+        return profiled(options)
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"benchmarks: --device cuda needs a GPU, and torch {torch.__version__} finds none here.", file=sys.stderr)
         return NO_GPU
@@ -175,6 +186,30 @@ def roofline_lines(options: argparse.Namespace) -> list[str]:
     cases = [CASES[name] for name in options.cases or CASES]
     cases = [case.scaled(options.batch or case.batch) for case in cases]
     return report(cases, options.densities or (0.1,), (options.iterations or [10])[0])
+
+
+def profiled(options: argparse.Namespace) -> int:
+    """--profile: the exit status."""
+    from tqdm import tqdm
+
+    from benchmarks import profile
+    from benchmarks.cases import CASES
+    from benchmarks.machine import machine, machine_name, write_whole
+
+    if obstacle := profile.missing():
+        sys.exit(f"benchmarks: {obstacle}")
+    density, iterations = (options.densities or [0.1])[0], (options.iterations or [10])[0]
+    rows = [profile.product_row()]
+    for name in tqdm(options.cases or CASES, desc="profiling", unit="case"):
+        rows += profile.measure(CASES[name], density, iterations)
+    facts = machine()
+    text = profile.page(rows, facts, density, iterations)
+    print(text)
+    if not (options.cases or options.densities or options.iterations):
+        output = FIGURES / f"profile-{machine_name(facts)}.md"
+        write_whole(output, text)
+        show([output])
+    return 0
 
 
 def compare(plan) -> int:
