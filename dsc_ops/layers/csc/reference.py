@@ -84,3 +84,41 @@ def ml_csc(
             else:
                 g[i] = torch.relu(g[i] - scales[i] * up(down(g[i], i) - x, i) + b[i])
     return g
+
+
+def msd_csc(
+    y: Tensor,
+    filters: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norms: Sequence[Sequence[torch.nn.Module]],
+    dilations: Sequence[int],
+    unfoldings: int,
+    fista: bool = False,
+) -> Tensor:
+    """MSD-CSC with its concatenations; norms[p][i] is layer i's batch norm in pass p."""
+
+    def up(x: Tensor, i: int) -> Tensor:
+        return torch.cat([x, F.conv2d(x, filters[i], None, 1, dilations[i], dilations[i])], 1)
+
+    def down(x: Tensor, i: int) -> Tensor:
+        z = x[:, -filters[i].shape[0] :]
+        image = F.conv_transpose2d(z, filters[i], None, 1, dilations[i], 0, 1, dilations[i])
+        return x[:, : -filters[i].shape[0]] + image
+
+    b = [bias.view(1, -1, 1, 1) for bias in biases]
+    layers = range(len(filters))
+    x = [y]
+    for i in layers:
+        x.append(torch.relu(norms[0][i](scales[i] * up(x[i], i) + b[i])))
+    t, before = 1.0, x[-1]
+    for p in range(1, 1 + unfoldings):
+        if fista:
+            t_before, t = t, (1 + math.sqrt(1 + 4 * t * t)) / 2
+            before, x[-1] = x[-1], x[-1] + (t_before - 1) / t * (x[-1] - before)
+        for i in reversed(layers[1:]):
+            x[i] = down(x[i + 1], i)
+        for i in layers:
+            u = x[i + 1] - scales[i] * (up(down(x[i + 1], i), i) - up(x[i], i)) + b[i]
+            x[i + 1] = torch.relu(norms[p][i](u))
+    return x[-1]
