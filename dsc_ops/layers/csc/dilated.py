@@ -77,11 +77,14 @@ def _(grad, tape, y, filters, scale, bias, gamma, beta, mean, variance, dilation
 def _setup(ctx, inputs, output) -> None:
     y, filters, scale, bias, gamma, beta, _, _, *ctx.rest, _ = inputs
     _, tape, mean, variance = output
+    ctx.set_materialize_grads(False)  # of the tape: zeros of its size
     ctx.mark_non_differentiable(tape, mean, variance)
     ctx.save_for_backward(tape, mean, variance, y, scale, bias, gamma, beta, *filters)
 
 
 def _gradients(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 14
     tape, mean, variance, y, scale, bias, gamma, beta, *filters = ctx.saved_tensors
     gradients = torch.ops.dsc_ops.msd_csc_backward(
         grad, tape, y, filters, scale, bias, gamma, beta, mean, variance, *ctx.rest
