@@ -1,7 +1,7 @@
 """The MSD-CSC block as one operator: forward and backward on buffers that nothing is concatenated to.
 
-Layer i has the dictionary D_i = [I, F_i^T] on codes of C_i = C_0 + i w channels, so D_i^T x = [x; F_i x], and block i of
-a buffer (N, C_d, H, W), channels C_{i-1} .. C_i, is what F_i made. With T_i(u) = relu(BN_i(u)):
+Layer i has the dictionary D_i = [I, F_i^T] on codes of C_i = C_0 + i w channels, so D_i^T x = [x; F_i x], and channels
+C_{i-1} .. C_i of a buffer (N, C_d, H, W) are what F_i made. With T_i(u) = relu(BN_i(u)):
 
     pass 0     x_i = T_i(c_i [x_{i-1}; F_i x_{i-1}] + b_i)                                      i = 1 .. d, x_0 = y
     pass p     down  g_{i-1} = D_i g_i = g_i[:C_{i-1}] + F_i^T g_i[C_{i-1}:]                    i = d .. 1, g_d = x_d
@@ -9,10 +9,10 @@ a buffer (N, C_d, H, W), channels C_{i-1} .. C_i, is what F_i made. With T_i(u) 
 
 Pass 0 changes a channel that is handed on by a per-channel map alone, relu(A x + B). A chain of such maps is one
 clamp(A x + B, low, high), so the tape holds each channel once, as F made it, and backward makes x_i of it for any i.
-Down, g_{i-1} is g_i with something added to its first channels: one buffer, in place, that ends with the block that each
-F_i^T was applied to. Up, the tape holds u_i = g_i - c_i [e; F e] and e_{i-1}: their batch norms and convolutions have to
-see them. F x is a product of matrices for each sample, taps x channels by channels x pixels, on a slice of channels as
-it lies; its nine rows of w channels are shifted and added. F^T and the gradient of F shift w channels, never C.
+Down, g_{i-1} is g_i with something added to its first channels: one buffer, in place, that ends with the channels that
+each F_i^T was applied to. Up, the tape holds u_i = g_i - c_i [e; F e] and e_{i-1}, of which batch norm and convolution
+have gradients. F x is a product of matrices for each sample, taps x channels by channels x pixels, on a slice of
+channels as it lies; its nine rows of w channels are shifted and added. F^T and the gradient of F shift w channels, not C.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ def _first_backward(grad: Tensor, tape: Tape, block: Block, total: Gradients, me
 
 
 def _chains(block: Block, mean: Tensor, variance: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """(A, B, low, high) by channel, for i = 0 .. d - 1: x_i = clamp(A x + B, low, high) of the channels as F made them."""
+    """(A, B, low, high) by channel, i = 0 .. d - 1: x_i = clamp(A x + B, low, high) of the channels as F made them."""
     A, B = mean.new_ones(block.first), mean.new_zeros(block.first)
     low, high = torch.full_like(A, -torch.inf), torch.full_like(A, torch.inf)
     chains = [(A, B, low, high)]

@@ -49,8 +49,8 @@ class CSCConv(ConvolutionalCodes, WholeState):
         learn_threshold: make ``lam`` a parameter (M,); else it is a buffer of the shape that was given.
 
     Shape: y (N, C, H, W) to codes (N, M, H', W'). ``dictionary`` (M, C, kh, kw) is a parametrization (UnitNormAtoms):
-    state_dict has parametrizations.dictionary.original, and lam, lipschitz, eigenvector. ``lam`` may be set at any time,
-    to a number or to a tensor of its shape. Raises ``ValueError`` for another solver.
+    state_dict has parametrizations.dictionary.original, and lam, lipschitz, eigenvector. ``lam`` may be set at any
+    time, to a number or to a tensor of its shape. Raises ``ValueError`` for another solver.
 
     L, the largest eigenvalue of A_D S_D for this stride and padding, is that on a signal of eight kernel extents. It is
     exact in a new layer and after the dictionary was assigned; in training each changed dictionary gets one step of

@@ -84,7 +84,7 @@ def _setup(ctx, inputs, output) -> None:
 
 def _gradients(ctx, grad, *_):
     if grad is None:
-        return (None,) * 14
+        return None, [None] * len(ctx.saved_tensors[8:]), *[None] * 12
     tape, mean, variance, y, scale, bias, gamma, beta, *filters = ctx.saved_tensors
     gradients = torch.ops.dsc_ops.msd_csc_backward(
         grad, tape, y, filters, scale, bias, gamma, beta, mean, variance, *ctx.rest
@@ -136,10 +136,10 @@ class MSDCSCBlock(nn.Module):
         an unfolding     g_d = x_d (with "fista": x_d + (t - 1)/t' (x_d - its value before)), g_{i-1} = D_i g_i, then
                          x_i = T_i(g_i - c_i (D_i^T D_i g_i - D_i^T x_{i-1}) + b_i)
 
-    Shape: y (N, C_0, H, W) to x_d (N, C_0 + d w, H, W). state_dict, by layer: dictionary (w, C_{i-1}, 3, 3), scale (c_i),
-    bias (b_i), norm_weight, norm_bias, running_mean, running_var. Training takes the statistics of the batch. The
-    running ones have a row for each pass, since passes differ in scale; evaluation takes them. Raises ``ValueError`` for
-    another solver and, in training, for a batch of one value a channel.
+    Shape: y (N, C_0, H, W) to x_d (N, C_0 + d w, H, W). state_dict, by layer: dictionary (w, C_{i-1}, 3, 3), scale
+    (c_i), bias (b_i), norm_weight, norm_bias, running_mean, running_var. Training takes the statistics of the batch,
+    evaluation the running ones, which have a row for each pass, since passes differ in scale. Raises ``ValueError``
+    for another solver and, in training, for a batch of one value a channel.
 
     Nothing is concatenated, and D is never made. A new block has weights from N(0, 0.01 / fan_in), c = 1 and b = 0.
     Equivalent to ``dsc_ops.layers.csc.reference.msd_csc``. No second derivative. Source: Zhang, Zhang (National Science
@@ -201,7 +201,8 @@ class MSDCSCBlock(nn.Module):
         filters = [layer.dictionary for layer in self.layers]
         # As a convolution under autocast; batch norm's sums are wide in any case.
         device = y.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else filters[0].dtype
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else filters[0].dtype
         check.like("MSDCSCBlock", "y", y, "dictionary", filters[0])
         y, filters = y.to(dtype), [f.to(dtype) for f in filters]
         parameters = [

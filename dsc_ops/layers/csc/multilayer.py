@@ -85,7 +85,7 @@ class MLCSC(nn.Module):
     Every method starts with x_i = T_i(c_i A_i x_{i-1}), x_0 = y. Then, for each unfolding,
 
     - "layered-thresholding" has none;
-    - "layered-ista": layer i takes its ISTA steps x_i <- T_i(x_i + c_i A_i(x_{i-1} - S_i x_i)) before layer i + 1 starts;
+    - "layered-ista": layer i takes its steps x_i <- T_i(x_i + c_i A_i(x_{i-1} - S_i x_i)) before layer i + 1 starts;
     - "ml-ista": from the deepest code g_L = x_L down, g_{i-1} = S_i g_i; then up, x_i = T_i(g_i - c_i A_i(S_i g_i -
       x_{i-1})). With K unfoldings ISTA on all layers together;
     - "ml-fista": the same with g_L = x_L + (t - 1) / t' (x_L - its value before), t' = (1 + sqrt(1 + 4 t^2)) / 2;

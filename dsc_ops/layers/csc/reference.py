@@ -122,3 +122,22 @@ def msd_csc(
             u = x[i + 1] - scales[i] * (up(down(x[i + 1], i), i) - up(x[i], i)) + b[i]
             x[i + 1] = torch.relu(norms[p][i](u))
     return x[-1]
+
+
+def res_csc(
+    x: Tensor,
+    dictionaries: tuple[Tensor, Tensor],
+    norms: Sequence[torch.nn.Module],
+    scale: Tensor | float,
+    stride: int = 1,
+    shortcut: bool = True,
+) -> Tensor:
+    """Res-CSC's pair of layers; scale 0 is ResNet, without the shortcut it is "simplified", without both plain."""
+    first, second = dictionaries
+    g = torch.relu(norms[0](F.conv2d(x, first, None, stride, 1)))
+    x = x[:, :, ::stride, ::stride]
+    if x.shape[1] < g.shape[1]:
+        x = torch.cat([x, x.new_zeros(x.shape[0], g.shape[1] - x.shape[1], *x.shape[2:])], 1)
+    step = F.conv2d(F.conv_transpose2d(x, second, None, 1, 1), second, None, 1, 1)
+    u = norms[1](F.conv2d(g, second, None, 1, 1) + scale * step)
+    return torch.relu(u + x if shortcut else u)
