@@ -12,7 +12,8 @@ clamp(A x + B, low, high), so the tape holds each channel once, as F made it, an
 Down, g_{i-1} is g_i with something added to its first channels: one buffer, in place, that ends with the channels that
 each F_i^T was applied to. Up, the tape holds u_i = g_i - c_i [e; F e] and e_{i-1}, of which batch norm and convolution
 have gradients. F x is a product of matrices for each sample, taps x channels by channels x pixels, on a slice of
-channels as it lies; its nine rows of w channels are shifted and added. F^T and the gradient of F shift w channels, not C.
+channels as it lies; its nine rows of w channels are shifted and added. F^T and the gradient of F shift the w channels
+they have, never C.
 """
 
 from __future__ import annotations

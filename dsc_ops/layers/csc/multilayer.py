@@ -76,7 +76,7 @@ class MLCSC(nn.Module):
 
     Args:
         layers: the CNN, shallowest first: nn.Conv2d modules, each followed by ReLU in thought, or
-            :class:`ConvSoftThreshold`. Their weights and biases are copied: dictionary = weight, theta = -bias.
+            :class:`dsc_ops.ConvSoftThreshold`. Their weights and biases are copied: dictionary = weight, theta = -bias.
         method: how the codes are estimated, see below.
         unfoldings: further estimates after the forward pass. 0 is the plain CNN, whatever the method.
         one_sided: codes x >= 0 (ReLU); else of both signs.
