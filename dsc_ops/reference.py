@@ -217,19 +217,19 @@ def lipschitz(dictionary: Tensor, signal_size, *, stride=1, padding=0, dilation=
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     signal_size = spatial_tuple(signal_size, dictionary.dim() - 2)
     wide = dictionary if dictionary.dtype == torch.float64 else dictionary.float()
-    with _without_autocast(dictionary.device.type):
+    with without_autocast(dictionary.device.type):
         with torch.no_grad():
-            top = _top_signal(wide.detach(), signal_size, geometry)
+            top = top_signal(wide.detach(), signal_size, geometry)
         # The Rayleigh quotient at the top eigenvector: its gradient is that of the eigenvalue.
         return analysis(top, wide, **geometry).square().sum().to(dictionary.dtype)
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """The device meta knows no autocast, and refuses to be told to do without."""
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
-def _top_signal(dictionary: Tensor, signal_size: tuple[int, ...], geometry: dict) -> Tensor:
+def top_signal(dictionary: Tensor, signal_size: tuple[int, ...], geometry: dict) -> Tensor:
     """Unit eigenvector of S_D A_D of the largest eigenvalue, which is also that of A_D S_D.
 
     Lanczos with full reorthogonalisation: the same products as power iteration, and an error that falls with the square

@@ -10,9 +10,12 @@ import torch
 
 import dsc_ops
 from dsc_ops import functional, layers, reference
-from dsc_ops.layers import atoms, lista, penalty, threshold
+from dsc_ops.layers import atoms, csc, lista, penalty, threshold
+from dsc_ops.layers.csc import conversion, convolutional, dilated, multilayer, residual, robust
 
-MODULES = (functional, atoms, lista, penalty, threshold)
+MODULES = (
+    functional, atoms, lista, penalty, threshold, conversion, convolutional, dilated, multilayer, residual, robust
+)  # fmt: skip
 
 FUNCTIONS = [
     "soft_threshold(u, theta, *, one_sided=False)",
@@ -48,12 +51,27 @@ LAYERS = [
     "LISTALinear(in_features, code_features, iterations=3, *, theta=0.1, untied=True, one_sided=False)",
     "SparsityPenalty(model, layers, gamma, *, weights=None, alpha=1e-06)",
 ]
+CSC = [
+    "CSCConv(in_channels, code_channels, kernel_size, iterations=2, *, stride=1, padding=None, lam=0.1, "
+    "solver='fista', one_sided=True, learn_threshold=False)",
+    "MLCSC(layers, method='ml-ista', unfoldings=0, *, one_sided=True, learn_threshold=True)",
+    "ResCSCBlock(in_channels, code_channels, stride=1, *, kind='res-csc', scale=-0.1)",
+    "MSDCSCBlock(width, dilations, unfoldings=0, solver='ista', *, in_channels=None, learn_threshold=True, eps=1e-05, "
+    "momentum=0.1)",
+    "convert(model, pattern='*')",
+    "fit_lambda(model, clean_loader, corruption, levels, lambdas)",
+    "adapted_lambda(model, loader, relation)",
+]
 METHODS = [
     (layers.LISTAConv, "forward(self, y)"),
     (layers.LISTAConv, "decode(self, codes, signal_size=None)"),
     (layers.LISTAConv1d, "decode(self, codes, signal_size=None)"),
     (layers.LISTALinear, "decode(self, codes)"),
     (layers.ConvSoftThreshold, "from_conv(conv, theta=0.0, *, one_sided=False)"),
+    (csc.CSCConv, "decode(self, codes, signal_size=None)"),
+    (csc.CSCConv, "residual(self, y, codes)"),
+    (csc.CSCConv, "objective(self, y, codes)"),
+    (csc.MLCSC, "codes(self, y)"),
     (layers.SparsityPenalty, "density(self)"),
     (layers.SparsityPenalty, "remove(self)"),
 ]
@@ -101,9 +119,13 @@ def test_example(name):
     assert result.attempted and not result.failed, "".join(said)
 
 
-@pytest.mark.parametrize("name", functional.__all__ + layers.__all__)
+# These are results, or stand in the example of what they belong to.
+WITHOUT_EXAMPLES = {"Conversion", "LambdaRelation", "adapted_lambda"}
+
+
+@pytest.mark.parametrize("name", functional.__all__ + layers.__all__ + sorted(set(csc.__all__) - WITHOUT_EXAMPLES))
 def test_each_public_name_has_an_example(name):
-    value = getattr(functional, name, None) or getattr(layers, name)
+    value = next(getattr(room, name) for room in (functional, layers, csc) if hasattr(room, name))
     test = EXAMPLES[f"{value.__module__}.{name}"]
     assert any(name in example.source for example in test.examples), f"{name} has no example that calls it"
 
@@ -127,6 +149,12 @@ def test_signatures_of_layers(signature):
     if issubclass(layer, torch.nn.Module):
         extra = [inspect.signature(layer).parameters[n] for n in ("device", "dtype")]
         assert all(p.kind is p.KEYWORD_ONLY and p.default is None for p in extra)
+
+
+@pytest.mark.parametrize("signature", CSC, ids=name_of)
+def test_signatures_of_the_csc_family(signature):
+    name = name_of(signature)
+    assert written(name, getattr(csc, name), without=("device", "dtype")) == signature
 
 
 @pytest.mark.parametrize(("layer", "signature"), METHODS, ids=lambda value: getattr(value, "__name__", value))

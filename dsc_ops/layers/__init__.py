@@ -1,5 +1,6 @@
 """The layers: nn.Modules around :mod:`dsc_ops.functional`."""
 
+from dsc_ops.layers import csc  # noqa: F401  a room of its own
 from dsc_ops.layers.atoms import UnitNormAtoms
 from dsc_ops.layers.lista import LISTAConv, LISTAConv1d, LISTALinear
 from dsc_ops.layers.penalty import SparsityPenalty

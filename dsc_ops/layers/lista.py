@@ -63,10 +63,36 @@ class _Unrolled(WholeState):
         return self
 
 
-class _LISTAConv(_Unrolled):
-    """See :class:`LISTAConv`."""
+class ConvolutionalCodes(nn.Module):
+    """A layer whose codes have a convolutional dictionary: its geometry, and the way back to signals."""
 
     dims: int
+
+    def _geometry(self) -> dict:
+        return dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+
+    def decode(self, codes: Tensor, signal_size: int | tuple[int, ...] | None = None) -> Tensor:
+        """The signal of a code, S_D(codes): the adjoint of the analysis with the dictionary.
+
+        Args:
+            codes: (N, M, *code_size).
+            signal_size: spatial size; None is the largest that has codes of this size (with the default padding, stride
+                times code_size).
+        """
+        codes = check.tensor(f"{type(self).__name__}.decode", "codes", codes)
+        if signal_size is None:
+            sizes = zip(codes.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=False)
+            signal_size = tuple(n * s - 2 * p + d * (k - 1) for n, s, p, d, k in sizes)
+            if len(signal_size) != self.dims:
+                raise ValueError(
+                    f"{type(self).__name__}.decode: codes has shape {tuple(codes.shape)}, "
+                    f"it takes (N, {self.code_channels}, *code_size) with {self.dims} spatial dimensions"
+                )
+        return functional.synthesis(codes, self.dictionary, signal_size, **self._geometry())
+
+
+class _LISTAConv(ConvolutionalCodes, _Unrolled):
+    """See :class:`LISTAConv`."""
 
     def __init__(
         self,
@@ -129,9 +155,6 @@ class _LISTAConv(_Unrolled):
 
         return super()._apply(each, recurse)
 
-    def _geometry(self) -> dict:
-        return dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
-
     def lipschitz(self) -> Tensor:
         """L of the dictionary, on a signal of eight kernel extents along each axis."""
         size = [_EXTENTS * (d * (k - 1) + 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
@@ -147,25 +170,6 @@ class _LISTAConv(_Unrolled):
             **self._geometry(),
             one_sided=self.one_sided,
         )
-
-    def decode(self, codes: Tensor, signal_size: int | tuple[int, ...] | None = None) -> Tensor:
-        """The signal of a code, S_D(codes): the adjoint of the analysis with the dictionary.
-
-        Args:
-            codes: (N, M, *code_size).
-            signal_size: spatial size; None is the largest that has codes of this size (with the default padding, stride
-                times code_size).
-        """
-        codes = check.tensor(f"{type(self).__name__}.decode", "codes", codes)
-        if signal_size is None:
-            sizes = zip(codes.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=False)
-            signal_size = tuple(n * s - 2 * p + d * (k - 1) for n, s, p, d, k in sizes)
-            if len(signal_size) != self.dims:
-                raise ValueError(
-                    f"{type(self).__name__}.decode: codes has shape {tuple(codes.shape)}, "
-                    f"it takes (N, {self.code_channels}, *code_size) with {self.dims} spatial dimensions"
-                )
-        return functional.synthesis(codes, self.dictionary, signal_size, **self._geometry())
 
     def extra_repr(self) -> str:
         return (
