@@ -193,6 +193,10 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
   const int64_t top = unit.row - g.padding_h;  // signal row of the plane's first row
   const int64_t from = std::clamp<int64_t>(-top, 0, plan.plane_h);
   const int64_t to = std::clamp<int64_t>(g.signal_h - top, from, plan.plane_h);
+  // The strips of the image whose planes meet this one.
+  int64_t first = index, last = index;
+  while (first > index - unit.strip && plan.units[first - 1].row + plan.plane_h > unit.row) --first;
+  while (last < index - unit.strip + unit.strips - 1 && plan.units[last + 1].row < unit.row + plan.plane_h) ++last;
   for (int64_t i = 0; i < unit.images; ++i)
     for (int64_t x = 0; x < plan.plane_w; ++x) {
       A* const target = out + i * plan.plane_image + x * plan.column;
@@ -210,7 +214,7 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
       else
         std::memset(target + from * channels, 0, (to - from) * channels * sizeof(A));
       if (planes)
-        for (int64_t other = index - unit.strip; other < index - unit.strip + unit.strips; ++other) {
+        for (int64_t other = first; other <= last; ++other) {
           const int64_t shift = plan.units[other].row - unit.row;  // its first row, seen from this plane
           const int64_t begin = std::max(from, shift), end = std::min(to, shift + plan.plane_h);
           if (begin >= end) continue;
