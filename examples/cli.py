@@ -45,8 +45,7 @@ class Record(Timer):
             progress = {"finished": finished, "epochs": trainer.current_epoch, "hours": self.time_elapsed() / 3600}
             write_whole(self.path, json.dumps(self.facts | progress, indent=2) + "\n")
 
-    def on_train_start(self, trainer: Trainer, *arguments) -> None:
-        super().on_train_start(trainer, *arguments)
+    def on_train_epoch_start(self, trainer: Trainer, *arguments) -> None:
         self.write(trainer)
 
     def on_fit_end(self, trainer: Trainer, *arguments) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,11 @@ import dsc_ops
 from examples.training import Learner, cosine
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, weight_decay=5e-4)
 
 
-def adam(parameters: Any) -> torch.optim.Optimizer:
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.005)
 
 
@@ -47,17 +47,13 @@ class Classification(Task):
     Args:
         network: pictures (N, C, H, W) to logits (N, classes); its BLOCKS are penalised, its FEATURES measured.
         gamma: weight of the penalty.
-        optimizer: its learning rate falls as half a cosine. SGD, learning rate 0.1, weight decay 5e-4; the paper names no
-            momentum, so there is none.
+        optimizer: its learning rate falls as half a cosine. Default: SGD, learning rate 0.1, weight decay 5e-4; the
+            paper names no momentum, so there is none.
         classes: number of classes.
     """
 
-    def __init__(
-        self, network: nn.Module, gamma: float = 0.0, optimizer: OptimizerCallable = sgd, classes: int = 10
-    ):
-        super().__init__(
-            network, F.cross_entropy, optimizer, penalised=network.BLOCKS, gamma=gamma, schedule=cosine
-        )
+    def __init__(self, network: nn.Module, gamma: float = 0.0, optimizer: OptimizerCallable = sgd, classes: int = 10):
+        super().__init__(network, F.cross_entropy, optimizer, penalised=network.BLOCKS, gamma=gamma, schedule=cosine)
         self.accuracy = MulticlassAccuracy(classes, average="micro")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

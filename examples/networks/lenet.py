@@ -44,7 +44,9 @@ class LeNet5(nn.Sequential):
 
         super().__init__(
             OrderedDict(
-                block1=lista_block(in_channels, 6, 5) if first == "lista" else conv_block(in_channels, 6, 5, activation),
+                block1=lista_block(in_channels, 6, 5)
+                if first == "lista"
+                else conv_block(in_channels, 6, 5, activation),
                 pool1=nn.MaxPool2d(2),
                 block2=conv_block(6, 16, 5, activation),
                 pool2=nn.MaxPool2d(2),

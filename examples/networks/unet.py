@@ -11,10 +11,10 @@ from examples.networks.blocks import Activation, First, check_first, conv_block,
 class UNet(nn.Module):
     """Pictures (N, 3, H, W) to one logit a pixel, (N, 1, H, W); H and W are multiples of 16.
 
-    Five encoders with max-pools between, four decoders: each doubles the size by a transposed 2 x 2 convolution, and takes
-    the encoder's output of that size beside it. Li, Feng, Zhou give these numbers; our choices, those of the usual
-    Unet, are: an encoder or decoder is two padded 3 x 3 convolutions, each with batch norm and activation; channels
-    double from ``width`` to 16 ``width``; the head is a 1 x 1 convolution.
+    Five encoders with max-pools between, four decoders: each doubles the size by a transposed 2 x 2 convolution, and
+    takes the encoder's output of that size beside it. Li, Feng, Zhou give these numbers; our choices, those of the
+    usual Unet, are: an encoder or decoder is two padded 3 x 3 convolutions, each with batch norm and activation;
+    channels double from ``width`` to 16 ``width``; the head is a 1 x 1 convolution.
 
     Args:
         in_channels: of the pictures.
@@ -41,7 +41,9 @@ class UNet(nn.Module):
             return nn.Sequential(*blocks)
 
         channels = [width * 2**level for level in range(5)]
-        self.encoder1 = lista_block(in_channels, width, 3, padding=1) if first == "lista" else double(in_channels, width)
+        self.encoder1 = (
+            lista_block(in_channels, width, 3, padding=1) if first == "lista" else double(in_channels, width)
+        )
         for level in range(1, 5):
             self.add_module(f"encoder{level + 1}", double(channels[level - 1], channels[level]))
         self.pool = nn.MaxPool2d(2)
@@ -52,7 +54,9 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or any(length % 16 for length in images.shape[2:]):
-            raise ValueError(f"UNet: images has shape {tuple(images.shape)}, it takes (N, C, H, W), H, W multiples of 16")
+            raise ValueError(
+                f"UNet: images has shape {tuple(images.shape)}, it takes (N, C, H, W), H, W multiples of 16"
+            )
         x, skips = images, []
         for level in range(1, 6):
             x = self.get_submodule(f"encoder{level}")(x if level == 1 else self.pool(x))
