@@ -20,8 +20,8 @@ EXTRAS = (
 )
 
 
-def require_extras() -> None:
+def require_extras(*others: str) -> None:
     """End the program with one clear sentence when packages of the examples are missing."""
-    missing = [name for name in EXTRAS if find_spec(name) is None]
+    missing = [name for name in (*EXTRAS, *others) if find_spec(name) is None]
     if missing:
         sys.exit(f"The examples need {', '.join(missing)}, not installed here: pip install dsc_ops[examples]")

@@ -23,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
 from examples.data.files import ROOT, Unavailable, check_sha256, remove, run, whole
-from examples.data.sampling import Batches, epoch_generator
+from examples.data.sampling import batch_loader, epoch_generator
 
 CLASSES = 10
 TRAINING, TEST = 50000, 10000
@@ -156,37 +156,35 @@ def shift_and_flip(pictures: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
 
 
-class Training(Dataset):
-    """Augmented batches: those of an epoch depend on the seed, the epoch and the indices of the pictures alone."""
+class Pictures(Dataset):
+    """Whole batches of normalised pictures (b, 3, 32, 32) and labels (b,), by the indices of sampling.Batches.
 
-    def __init__(self, pictures: Tensor, labels: Tensor, seed: int):
+    With a seed they are cropped and flipped at random, which depends on the seed, the epoch and the picture alone.
+    """
+
+    def __init__(self, pictures: Tensor, labels: Tensor, seed: int | None):
         self.pictures, self.labels, self.seed = pictures, labels, seed
         self.epoch: int | None = None
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, indices = batch
-        if epoch != self.epoch:
+        pictures = self.pictures[indices]
+        if self.seed is not None:
             self.draw(epoch)
-        pictures = shift_and_flip(self.pictures[indices], self.shifts[indices], self.flips[indices])
+            pictures = shift_and_flip(pictures, self.shifts[indices], self.flips[indices])
         return normalise(pictures), self.labels[indices]
 
     def draw(self, epoch: int) -> None:
         """Draw the crop of every picture, so that it does not depend on how processes share the batches."""
-        generator, count = epoch_generator(self.seed, epoch, stream=1), len(self.labels)
+        if epoch == self.epoch:
+            return
+        generator, count = epoch_generator(self.seed, epoch, stream=1), len(self)
         self.shifts = torch.randint(2 * PADDING + 1, (count, 2), generator=generator)
         self.flips = torch.randint(2, (count,), generator=generator).bool()
         self.epoch = epoch
-
-
-class Plain(Dataset):
-    """Batches as they are, normalised."""
-
-    def __init__(self, pictures: Tensor, labels: Tensor):
-        self.pictures, self.labels = pictures, labels
-
-    def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
-        indices = batch[1]
-        return normalise(self.pictures[indices]), self.labels[indices]
 
 
 class CIFAR10(lightning.LightningDataModule):
@@ -214,15 +212,9 @@ class CIFAR10(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(Training(*self.training, self.seed), len(self.training[1]), self.seed)
+        return batch_loader(Pictures(*self.training, self.seed), self.batch_size, self.trainer)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(Plain(*self.test), len(self.test[1]), None)
+        return batch_loader(Pictures(*self.test, None), self.batch_size, self.trainer)
 
     test_dataloader = val_dataloader
-
-    def loader(self, dataset: Dataset, length: int, seed: int | None) -> DataLoader:
-        """Batches in this process, without workers: making one takes about a millisecond."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = Batches(length, self.batch_size, seed, rank=rank, world_size=world_size)
-        return DataLoader(dataset, batch_size=None, sampler=sampler)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 
 class FreshSeeds(Sampler):
@@ -72,6 +73,19 @@ class Batches(DistributedSampler):
     def __len__(self) -> int:
         mine = len(range(self.rank, self.used, self.num_replicas))
         return -(-mine * self.num_replicas // self.batch_size)
+
+
+def batch_loader(dataset: Dataset, batch_size: int, trainer: lightning.Trainer | None) -> DataLoader:
+    """The batches of this process, made in it without workers, from a dataset whose items are whole batches.
+
+    Args:
+        dataset: takes the items of :class:`Batches`; has a length and ``seed``, the order's seed or None.
+        batch_size: of all processes together.
+        trainer: knows the processes; None is a single one.
+    """
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    sampler = Batches(len(dataset), batch_size, dataset.seed, rank=rank, world_size=world_size)
+    return DataLoader(dataset, batch_size=None, sampler=sampler)
 
 
 def first_seed(seed: int) -> int:
