@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning
+import torch
 import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+import dsc_ops
 from benchmarks.machine import machine, write_whole
 from examples.tasks import Task
 from examples.training import Bar, step_of
@@ -98,11 +101,16 @@ class CLI(LightningCLI):
                 "row": self.row,
                 "command": " ".join(["python -m examples.train", *sys.argv[1:]]),
                 "data": getattr(self.datamodule, "label", type(self.datamodule).__name__),
+                "tests": getattr(self.datamodule, "test_labels", []),
+                "versions": {library.__name__: library.__version__ for library in (dsc_ops, torch, lightning)},
                 "commit": commit(),
                 "machine": machine(),
                 "settings": self.settings,
             }
-            options["logger"] = [CSVLogger(self.output, name="csv"), TensorBoardLogger(self.output, name="tensorboard")]
+            options["logger"] = [
+                CSVLogger(self.output, name="csv", flush_logs_every_n_steps=1),
+                TensorBoardLogger(self.output, name="tensorboard"),
+            ]
             options["callbacks"] = [
                 *(self._get(self.config_init, "trainer").callbacks or []),
                 ModelCheckpoint(
