@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ import dsc_ops
 from benchmarks.machine import machine, write_whole
 from examples.tasks import Task
 from examples.training import Bar, step_of
+
+# Lightning's own call of a function of jsonargparse that is about to change.
+warnings.filterwarnings("ignore", message="(?s).*``instantiate_classes`` was deprecated")
+warnings.filterwarnings("ignore", message="(?s).*only one JsonargparseDeprecationWarning")
 
 CONFIGS = Path(__file__).parent / "configs"
 RUNS = Path("runs/experiments")
@@ -111,14 +116,13 @@ class CLI(LightningCLI):
                 CSVLogger(self.output, name="csv", flush_logs_every_n_steps=1),
                 TensorBoardLogger(self.output, name="tensorboard"),
             ]
-            options["callbacks"] = [
-                *(self._get(self.config_init, "trainer").callbacks or []),
-                ModelCheckpoint(
-                    self.output, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-                ),
-                Bar(self.row),
-                Record(self.output / "run.json", facts),
-            ]
+            config = self._get(self.config_init, "trainer")
+            saver = ModelCheckpoint(
+                self.output, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+            )
+            bar = [] if config.enable_progress_bar is False else [Bar(self.row)]
+            record = Record(self.output / "run.json", facts)
+            options["callbacks"] = [*(config.callbacks or []), saver, *bar, record]
         return super().instantiate_trainer(default_root_dir=str(self.output), **options)
 
     def before_fit(self) -> None:

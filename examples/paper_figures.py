@@ -94,7 +94,7 @@ def density(results: Results) -> Figure | None:
             found = densities(results.get(name, []))
             if found:
                 axis.bar(np.arange(len(found)) + 0.38 * place - 0.19, found.values(), 0.36, color=colour, label=label)
-                axis.set_xticks(range(len(found)), [key.removeprefix("en") for key in found], rotation=40, fontsize=7)
+                axis.set_xticks(range(len(found)), list(found), rotation=40, fontsize=7)
         axis.set(title=title(row), ylabel="density at 1e-6", ylim=(0, 1))
         axis.grid(visible=False, axis="x")
         axis.legend()

@@ -201,14 +201,28 @@ def throughput_table(output: Path) -> str:
     if not path.exists():
         return f"{NOT_RUN.capitalize()}: `python -m examples.throughput` measures it.\n"
     measured = json.loads(path.read_text())
-    header = ["network, batch", *measured["contenders"], "plain / fused", "eager / fused"]
+    contenders, where = measured["contenders"], measured["machine"]
     rows = []
     for entry in measured["results"]:
         speeds = entry["images_per_second"]
-        plain, fused, eager = (speeds[name] for name in measured["contenders"])
-        cells = [f"{speed:.3g}" for speed in (plain, fused, eager)] + [f"{plain / fused:.2f}", f"{fused / eager:.2f}"]
-        rows.append([f"{entry['network']}, {entry['batch']}", *cells])
-    return table(header, rows)
+        ratios = [f"{speeds['fused'] / speeds[other]:.2f}" for other in ("plain", "eager")]
+        name = f"{NETWORKS[entry['network']]}, batch {entry['batch']}, {entry['size']} x {entry['size']}"
+        rows.append(
+            [name, *(f"{speeds[contender]:.1f}" for contender in contenders), *ratios, f"{entry['density']:.2f}"]
+        )
+    header = [
+        "",
+        *(f"{contender}, images/s" for contender in contenders),
+        "fused / plain",
+        "fused / eager",
+        "density of codes",
+    ]
+    note = (
+        f"Medians of {measured['repeats']} rounds in which the three take turns, {measured['threads']} threads, "
+        f"{where['processor']}, torch {where['dsc_ops']['torch']}; Unet of width {measured['unet_width']}. Fused and "
+        "eager have a LISTAConv in place of the first block, plain has the paper's.\n\n"
+    )
+    return note + table(header, rows)
 
 
 def runs_table(results: Results) -> str:
