@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,17 @@ class Runs:
         threads = max(len(os.sched_getaffinity(0)) // self.jobs, 1)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         with open(output / "console.txt", "a") as console:
+            try:
+                fcntl.flock(
+                    console, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the program holds it too, and may outlive this one
+            except BlockingIOError:
+                raise RuntimeError(f"{output} is in use by a run that has not ended: wait for it, or end it") from None
             done = subprocess.run(command, env=environment, stdout=console, stderr=console)
         if done.returncode:
-            raise RuntimeError(f"{row}, seed {seed}, ended with status {done.returncode}: see {output / 'console.txt'}")
+            message = f"{row}, seed {seed}, ended with status {done.returncode}: see {output / 'console.txt'}"
+            tqdm.write(message)  # the other runs go on
+            raise RuntimeError(message)
         return read(output)
 
     def all(self, runs: list[tuple[str, int, int, Path]], title: str) -> list[dict[str, Any]]:
@@ -94,11 +103,11 @@ class Runs:
         ):
             futures = [pool.submit(self.train, *run) for run in runs]
             try:
-                while True:
-                    done, waiting = wait(futures, timeout=2, return_when=FIRST_EXCEPTION)
+                waiting = futures
+                while waiting:
+                    _, waiting = wait(futures, timeout=2)
                     bar.update(sum(read(folder).get("epochs", 0) for *_, folder in runs) - bar.n)
-                    if not waiting or any(future.exception() for future in done):
-                        return [future.result() for future in futures]
+                return [future.result() for future in futures]
             finally:
                 for future in futures:
                     future.cancel()

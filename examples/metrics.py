@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_stat_scores
 
 NAMES = ("PA", "mPA", "mIoU")
 
@@ -17,8 +16,8 @@ def mask_scores(predicted: Tensor, mask: Tensor) -> Tensor:
     mIoU = (TP / (TP + FP + FN) + TN / (TN + FP + FN)) / 2. A class that is neither there nor predicted counts as 1, as
     nothing was wrong about it; one that is there but not predicted has 0 / 0 in mPA, which counts as 0.
     """
-    counts = binary_stat_scores(predicted.int(), mask.int(), multidim_average="samplewise").double()
-    tp, fp, tn, fn = counts[:, :4].unbind(1)
+    said, there = predicted.flatten(1).bool(), mask.flatten(1).bool()
+    tp, fp, tn, fn = (both.sum(1).double() for both in (said & there, said & ~there, ~said & ~there, ~said & there))
 
     def share(right: Tensor, of: Tensor, union: Tensor) -> Tensor:
         return torch.where(union == 0, 1.0, right / of.clamp(min=1))

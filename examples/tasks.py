@@ -92,7 +92,8 @@ class Segmentation(Task):
         super().on_validation_epoch_end()
         for index, scores in enumerate(self.scores):
             suffix = f"/dataloader_idx_{index}" if len(self.scores) > 1 else ""  # as Lightning names the others
-            self.log_dict({f"val_{name}{suffix}": value for name, value in scores.compute().items()})
+            found = {f"val_{name}{suffix}": value.float() for name, value in scores.compute().items()}
+            self.log_dict(found, add_dataloader_idx=False)
 
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from PIL import Image
 from torch import nn
 
 import dsc_ops
+from benchmarks.timing import torch_threads
 from examples import experiments, report, throughput, train
 from examples.cli import CLI, CONFIGS
 from examples.data.cifar import CIFAR10
@@ -157,6 +159,13 @@ def test_scores_of_masks_are_the_formulas_image_by_image():
 
 
 # ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the other processes below: sums in the same order, to the last bit."""
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -421,11 +430,29 @@ def test_the_runner_plans_once_and_goes_on_as_planned(tmp_path, monkeypatch, cap
     assert f"{epochs} epochs, 2 seeds" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_named_with_its_console(tmp_path):
-    runs = experiments.Runs(1, ["--no.such.option=1"])
-    with pytest.raises(RuntimeError, match=r"lenet5-relu, seed 0, ended with status 2: see .*console\.txt"):
-        runs.train("lenet5-relu", 0, 1, tmp_path / "run")
-    assert "no.such.option" in (tmp_path / "run" / "console.txt").read_text()
+def test_a_run_that_fails_is_named_with_its_console(tmp_path, monkeypatch):
+    commands = []
+
+    def fail(command, **options):
+        commands.append(command)
+        return SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(experiments.subprocess, "run", fail)
+    runs = experiments.Runs(2, ["--trainer.precision=bf16-mixed"])
+    with pytest.raises(RuntimeError, match=r"lenet5-relu, seed 3, ended with status 2: see .*console\.txt"):
+        runs.train("lenet5-relu", 3, 7, tmp_path / "run")
+    assert commands[0][1:4] == ["-m", "examples.train", "fit"] and commands[0][-1] == "--trainer.precision=bf16-mixed"
+    assert {"--seed_everything=3", "--trainer.max_epochs=7", f"--output={tmp_path / 'run'}"} <= set(commands[0])
+
+
+def test_a_run_is_not_made_twice_at_the_same_time(tmp_path):
+    holder = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); print('held', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path / "console.txt")], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match="is in use by a run that has not ended"):
+            experiments.Runs(1, []).train("lenet5-relu", 0, 1, tmp_path)
+        other.communicate("\n")
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
