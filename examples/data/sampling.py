@@ -14,7 +14,7 @@ class FreshSeeds(Sampler):
     """``length`` indices an epoch, none of which occurs twice in a run: for data that are made from their index."""
 
     def __init__(self, length: int, seed: int):
-        self.length, self.first = length, first_seed(seed)
+        self.length, self.seed = length, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -23,7 +23,7 @@ class FreshSeeds(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         # A generator: going on from a checkpoint, Lightning asks for the iterator before it tells the epoch.
-        start = self.first + self.epoch * self.length
+        start = first_seed(self.seed) + self.epoch * self.length
         yield from range(start, start + self.length)
 
     def __len__(self) -> int:
@@ -34,8 +34,7 @@ class Shuffled(FreshSeeds):
     """The indices 0 .. length - 1 in an order that depends on the seed and the epoch."""
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.first + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+        return iter(torch.randperm(self.length, generator=epoch_generator(self.seed, self.epoch)).tolist())
 
 
 class Batches(DistributedSampler):
