@@ -446,7 +446,8 @@ def test_a_run_that_fails_is_named_with_its_console(tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_made_twice_at_the_same_time(tmp_path):
-    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); "
+    holder += "input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path / "console.txt")], **pipes) as other:
         assert other.stdout.readline() == "held\n"
