@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", message="(?s).*only one JsonargparseDeprecatio
 
 CONFIGS = Path(__file__).parent / "configs"
 RUNS = Path("runs/experiments")
-DESCRIPTION = "Train and validate the networks of the papers; each row of their tables is a file of examples/configs."
+DESCRIPTION = "Train the networks of the papers; each row of their tables is a file of examples/configs."
 
 
 def commit() -> str:
@@ -73,14 +73,14 @@ class CLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"description": DESCRIPTION} | ({name: base for name in self.subcommands()} if run else base),
+            parser_kwargs={"description": DESCRIPTION} | ({"fit": base} if run else base),
             args=arguments,
             run=run,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+        return {"fit": LightningCLI.subcommands()["fit"]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -99,30 +99,32 @@ class CLI(LightningCLI):
         settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_link_targets=False))
         self.settings = {key: settings[key] for key in ("seed_everything", "model", "data", "trainer")}
 
+    def facts(self) -> dict[str, Any]:
+        """What run.json says about the run from its start."""
+        return {
+            "row": self.row,
+            "command": " ".join(["python -m examples.train", *sys.argv[1:]]),
+            "data": getattr(self.datamodule, "label", type(self.datamodule).__name__),
+            "tests": getattr(self.datamodule, "test_labels", []),
+            "versions": {library.__name__: library.__version__ for library in (dsc_ops, torch, lightning)},
+            "commit": commit(),
+            "machine": machine(),
+            "settings": self.settings,
+        }
+
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """The Trainer with this run's loggers, checkpoint after each epoch, progress bar and record."""
-        if self.subcommand == "fit":
-            facts = {
-                "row": self.row,
-                "command": " ".join(["python -m examples.train", *sys.argv[1:]]),
-                "data": getattr(self.datamodule, "label", type(self.datamodule).__name__),
-                "tests": getattr(self.datamodule, "test_labels", []),
-                "versions": {library.__name__: library.__version__ for library in (dsc_ops, torch, lightning)},
-                "commit": commit(),
-                "machine": machine(),
-                "settings": self.settings,
-            }
-            options["logger"] = [
-                CSVLogger(self.output, name="csv", flush_logs_every_n_steps=1),
-                TensorBoardLogger(self.output, name="tensorboard"),
-            ]
-            config = self._get(self.config_init, "trainer")
-            saver = ModelCheckpoint(
-                self.output, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-            )
-            bar = [] if config.enable_progress_bar is False else [Bar(self.row)]
-            record = Record(self.output / "run.json", facts)
-            options["callbacks"] = [*(config.callbacks or []), saver, *bar, record]
+        config = self._get(self.config_init, "trainer")
+        saver = ModelCheckpoint(
+            self.output, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        bar = [] if config.enable_progress_bar is False else [Bar(self.row)]
+        record = Record(self.output / "run.json", self.facts())
+        loggers = [
+            CSVLogger(self.output, name="csv", flush_logs_every_n_steps=1),
+            TensorBoardLogger(self.output, name="tensorboard"),
+        ]
+        options |= {"logger": loggers, "callbacks": [*(config.callbacks or []), saver, *bar, record]}
         return super().instantiate_trainer(default_root_dir=str(self.output), **options)
 
     def before_fit(self) -> None:

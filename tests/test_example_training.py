@@ -107,9 +107,15 @@ def test_unet_has_five_encoders_and_four_decoders_that_take_them():
     children = {name for name, _ in unet.named_children()}
     assert {name for name in children if name.startswith("decoder")} == {f"decoder{k}" for k in range(1, 5)}
     assert unet.BLOCKS == tuple(f"encoder{k}" for k in range(1, 5))
-    # Each decoder sees its encoder: what this changes in one pixel is not hidden by the deeper ones.
-    for level in range(1, 5):
-        assert unet.get_submodule(f"decoder{level}")[0].conv.in_channels == 2 * 2 * 2 ** (level - 1)
+
+
+def test_the_first_encoder_reaches_the_masks_past_all_others():
+    unet, images = UNet(width=2).eval(), torch.randn(2, 1, 3, 32, 32)
+    nn.init.zeros_(unet.up1.weight)
+    with torch.no_grad():
+        assert not torch.equal(unet(images[0]), unet(images[1]))
+        nn.init.zeros_(unet.decoder1[0].conv.weight[:, :2])
+        assert torch.equal(unet(images[0]), unet(images[1]))
 
 
 def test_networks_refuse_what_they_cannot_take():
@@ -391,6 +397,7 @@ def test_each_config_makes_what_its_name_says(row, monkeypatch):
     optimizer = task.optimizer(network.parameters())
     rate = 0.005 if name == "unet" else 0.1
     assert isinstance(optimizer, torch.optim.Adam if name == "unet" else torch.optim.SGD)
+    assert optimizer.defaults.get("momentum", 0.9) == 0.9
     assert optimizer.defaults["lr"] == rate and cli.trainer.max_epochs == 200
     assert cli.datamodule.batch_size == (4 if name == "unet" else 128)
 
@@ -488,6 +495,17 @@ def test_the_report_shows_what_was_run_and_says_what_was_not(trained, segmented,
     # Without the logs, from the JSON alone: the same page.
     assert report.main(["--runs", str(tmp_path / "none"), "--output", str(output)]) == 0
     assert (output / "README.md").read_text() == page
+
+
+def test_seeds_are_averaged_and_unfinished_runs_are_named():
+    values = (0.5, 0.7)
+    made = [{"finished": True, "epochs": 4 - k, "history": {"val_accuracy": [0.1, v]}} for k, v in enumerate(values)]
+    assert report.over_seeds(made, "val_accuracy", 100) == "60.00 ± 14.14"
+    assert report.over_seeds(made[:1], "val_accuracy", 100) == "50.00"
+    assert report.over_seeds(made, "val_mIoU") == report.over_seeds([], "val_mIoU") == "not run"
+    assert report.epochs(made) == "3-4 epochs, 2 seeds"
+    made[1]["finished"] = False
+    assert report.epochs(made) == "3-4 epochs, 2 seeds, unfinished"
 
 
 def test_the_report_of_nothing_says_so(tmp_path):
