@@ -142,16 +142,18 @@ def test_a_wrong_package_is_refused_in_a_sentence_and_leaves_nothing(damage, ori
 
 @pytest.mark.parametrize(("length", "batch_size", "world_size"), [(23, 4, 1), (23, 4, 2), (24, 8, 4), (25, 6, 3)])
 def test_shares_of_the_processes_make_the_batches_of_one(length, batch_size, world_size):
-    def batches(seed: int | None, rank: int, world_size: int) -> list[torch.Tensor]:
+    def batches(seed: int | None, rank: int, world_size: int, epoch: int = 3) -> list[torch.Tensor]:
         sampler = Batches(length, batch_size, seed, rank=rank, world_size=world_size)
-        sampler.set_epoch(3)
+        sampler.set_epoch(epoch)
         epochs, indices = zip(*sampler, strict=True)
-        assert set(epochs) == {3} and len(indices) == len(sampler)
+        assert set(epochs) == {epoch} and len(indices) == len(sampler)
         return list(indices)
 
     one = batches(7, 0, 1)
     assert {len(indices) for indices in one} == {batch_size} and len(one) == length // batch_size
     assert len(torch.cat(one).unique()) == len(one) * batch_size
+    for other in (batches(7, 0, 1, epoch=4), batches(8, 0, 1)):
+        assert not torch.equal(torch.cat(other), torch.cat(one))
     for number, shares in enumerate(zip(*(batches(7, rank, world_size) for rank in range(world_size)), strict=True)):
         assert torch.equal(torch.stack(shares, dim=1).flatten(), one[number])
     in_order = [indices for rank in range(world_size) for indices in batches(None, rank, world_size)]
@@ -295,6 +297,8 @@ def test_resized_pairs_are_kept_until_the_folder_changes(tmp_path, monkeypatch):
     for part, suffix in zip(saliency.LAYOUTS["DUTS-TR"], ("jpg", "png"), strict=True):
         (folder / part / f"n0.{suffix}").unlink()
     assert torch.equal(saliency.load(folder, 16, tmp_path / "cache"), planes[1:])
+    Image.new("L", (40, 30), 255).save(folder / "DUTS-TR-Mask" / "n1.png")
+    assert saliency.load(folder, 16, tmp_path / "cache")[0, 3].min() == 255
 
 
 def test_missing_and_damaged_pairs_are_told_in_a_sentence(tmp_path):
@@ -412,6 +416,10 @@ def test_composites_are_there_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="no space left"):
             composites.compose(tmp_path, counts=FEW)
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    left = tmp_path / "composites.unfinished" / "DUTS-TR" / "DUTS-TR-Image" / "00099.jpg"  # of a run that was killed
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert len(saliency.pairs(composites.compose(tmp_path, counts=FEW) / "DUTS-TR")) == FEW["DUTS-TR"]
 
 
 def packages(monkeypatch, contents: dict[str, Image.Image]) -> None:

