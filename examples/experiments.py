@@ -119,17 +119,23 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def epochs_that_fit(seconds: float, epoch: float, start: float, *, seeds: int, jobs: int) -> int:
+    """Epochs of each run, given the seconds that one epoch of all rows takes, and starting their programs."""
+    return int((seconds * jobs / seeds - start) / epoch)
+
+
 def make_plan(options: argparse.Namespace, runs: Runs) -> dict[str, Any]:
-    """Try each row for an epoch and choose the epochs that fit; starting a program takes its time, too."""
+    """Try each row for an epoch and choose the epochs that fit."""
     rows, seeds = GROUPS[options.group].rows, options.seeds or GROUPS[options.group].seeds
-    start = time.monotonic()
+    begin = time.monotonic()
     trials = runs.all([(row, 0, 1, options.output / "trials" / row) for row in rows], "one epoch of each row")
-    tried = time.monotonic() - start
-    epoch = {row: 3600 * trial["hours"] for row, trial in zip(rows, trials, strict=True)}
-    starts = max(tried * runs.jobs - sum(epoch.values()), 0)
-    epochs = int(((3600 * options.hours - tried) * runs.jobs - seeds * starts) / (seeds * sum(epoch.values())))
+    tried = time.monotonic() - begin
+    seconds = {row: 3600 * trial["hours"] for row, trial in zip(rows, trials, strict=True)}
+    epoch = sum(seconds.values())
+    start = max(tried * runs.jobs - epoch, 0)
+    epochs = epochs_that_fit(3600 * options.hours - tried, epoch, start, seeds=seeds, jobs=runs.jobs)
     if epochs < 1:
-        least = (tried + seeds * (starts + sum(epoch.values())) / runs.jobs) / 3600
+        least = (tried + seeds * (start + epoch) / runs.jobs) / 3600
         sys.exit(f"--hours is {options.hours:g}; one epoch of each run already takes {least:.2g}")
     return {
         "epochs": epochs,
@@ -137,7 +143,7 @@ def make_plan(options: argparse.Namespace, runs: Runs) -> dict[str, Any]:
         "hours": options.hours,
         "jobs": runs.jobs,
         "options": runs.options,
-        "seconds_per_epoch": epoch,
+        "seconds_per_epoch": seconds,
     }
 
 

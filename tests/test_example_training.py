@@ -418,6 +418,14 @@ class FakeRuns(experiments.Runs):
         return found
 
 
+def test_the_epochs_of_all_runs_fit_the_budget():
+    # Three seeds of rows that take 40 s an epoch together and 20 s to start: 16 epochs are 3 * (20 + 16 * 40) = 1980 s.
+    assert experiments.epochs_that_fit(1979, 40, 20, seeds=3, jobs=1) == 15
+    assert experiments.epochs_that_fit(1980, 40, 20, seeds=3, jobs=1) == 16
+    assert experiments.epochs_that_fit(990, 40, 20, seeds=3, jobs=2) == 16
+    assert experiments.epochs_that_fit(-5, 40, 20, seeds=3, jobs=2) < 1
+
+
 def test_the_runner_plans_once_and_goes_on_as_planned(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "Runs", FakeRuns)
     monkeypatch.setattr(FakeRuns, "made", [])
@@ -426,9 +434,8 @@ def test_the_runner_plans_once_and_goes_on_as_planned(tmp_path, monkeypatch, cap
         experiments.main([*budget, "0.01"])
     assert not (tmp_path / "vgg11.json").exists()
     experiments.main([*budget, "1"])
-    # 2 rows, 2 seeds, 36 s an epoch: 3600 / 144.
     epochs = json.loads((tmp_path / "vgg11.json").read_text())["epochs"]
-    assert epochs in (24, 25)
+    assert epochs in (24, 25)  # 2 rows, 2 seeds, 36 s an epoch: 3600 / 144
     rows = experiments.GROUPS["vgg11"].rows
     assert FakeRuns.made[-4:] == [(row, seed, epochs) for seed in range(2) for row in rows]
     FakeRuns.made.clear()
