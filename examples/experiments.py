@@ -74,7 +74,8 @@ class Runs:
 
     def train(self, row: str, seed: int, epochs: int, output: Path) -> dict[str, Any]:
         """Run a row to its end, unless that was done, and return its run.json; its console goes to a file beside."""
-        if (found := read(output)).get("finished"):
+        found = read(output)
+        if found.get("finished") and found["epochs"] == epochs:
             return found
         command = [sys.executable, "-m", "examples.train", "fit", "--config", f"examples/configs/{row}.yaml"]
         command += [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--output={output}", *self.options]
@@ -83,9 +84,8 @@ class Runs:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         with open(output / "console.txt", "a") as console:
             try:
-                fcntl.flock(
-                    console, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # the program holds it too, and may outlive this one
+                # The program that is started holds the lock too, and may outlive this one.
+                fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RuntimeError(f"{output} is in use by a run that has not ended: wait for it, or end it") from None
             done = subprocess.run(command, env=environment, stdout=console, stderr=console)

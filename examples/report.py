@@ -218,7 +218,7 @@ def throughput_table(output: Path) -> str:
         "density of codes",
     ]
     note = (
-        f"Medians of {measured['repeats']} rounds in which the three take turns, {measured['threads']} threads, "
+        f"Medians of {measured['repeats']} rounds in which the three take turns; threads: {measured['threads']}, "
         f"{where['processor']}, torch {where['dsc_ops']['torch']}; Unet of width {measured['unet_width']}. Fused and "
         "eager have a LISTAConv in place of the first block, plain has the paper's.\n\n"
     )

@@ -470,9 +470,17 @@ def test_a_run_is_not_made_twice_at_the_same_time(tmp_path):
         other.communicate("\n")
 
 
-def test_a_finished_run_is_not_run_again(tmp_path):
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text('{"finished": true, "epochs": 1}')
-    assert experiments.Runs(1, ["--no.such.option=1"]).train("lenet5-relu", 0, 1, tmp_path)["epochs"] == 1
+    runs = experiments.Runs(1, ["--no.such.option=1"])
+    assert runs.train("lenet5-relu", 0, 1, tmp_path)["epochs"] == 1
+
+    def fail(*command, **options):
+        raise KeyError("run")
+
+    monkeypatch.setattr(experiments.subprocess, "run", fail)
+    with pytest.raises(KeyError):  # a plan of more epochs is not fulfilled by that
+        runs.train("lenet5-relu", 0, 2, tmp_path)
 
 
 def test_later_logs_replace_the_epochs_that_they_repeat(tmp_path):
