@@ -6,7 +6,18 @@ This is no part of the installed package; it runs from a checkout, with the pack
 import sys
 from importlib.util import find_spec
 
-EXTRAS = ("lightning", "matplotlib", "mlxtend", "scipy", "skimage", "tqdm")
+EXTRAS = (
+    "jsonargparse",
+    "lightning",
+    "matplotlib",
+    "mlxtend",
+    "scipy",
+    "skimage",
+    "tensorboard",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+)
 
 
 def require_extras(*others: str) -> None:

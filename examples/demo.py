@@ -129,17 +129,17 @@ def run_step(step: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the chosen steps, write the page of all that is finished, tell the goals; the exit status."""
-    from examples import report
+    from examples import demo_report
 
     results = {}
     for step in STEPS:
         if step in options.steps:
             results[step] = run_step(step, options)
-            print(report.text(step, results[step]), flush=True)
+            print(demo_report.text(step, results[step]), flush=True)
         elif found := finished(step, options):
             results[step] = found
-    page = report.write(options.output, results, fast=options.fast)
-    goals = [goal for step in results for goal in report.goals(step, results[step])]
+    page = demo_report.write(options.output, results, fast=options.fast)
+    goals = [goal for step in results for goal in demo_report.goals(step, results[step])]
     for goal in goals:
         print(f"{'met   ' if goal.met else 'MISSED'}  {goal.text}")
     print(f"The page: {page}")

@@ -134,7 +134,7 @@ def digits(settings: DigitsSettings, seed: int, folder: Path) -> dict[str, Any]:
     for number in range(settings.runs):
         for gamma in settings.gammas:
             lightning.seed_everything(seed + number, verbose=False)
-            network = LeNet5(mnist.DIGIT_CLASSES)
+            network = LeNet5(in_channels=1, size=28, classes=mnist.DIGIT_CLASSES)
             loader = DataLoader(
                 TensorDataset(images[training], labels[training]),
                 batch_size=settings.batch,

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.run import write_whole
+from examples.demo_report import Table
 from examples.pictures import BLUE, GREY, INK, ORANGE, new_figure
-from examples.report import Table
 
 Results = dict[str, Any]
 GREEN, RED, VIOLET = "#2e8b57", "#c0392b", "#7b4fa3"

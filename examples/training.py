@@ -13,6 +13,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
 import dsc_ops
@@ -27,31 +29,44 @@ warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
 
 
+def one_cycle(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The learning rate rises in a fifth of the steps, then falls as a cosine."""
+    return OneCycleLR(
+        optimizer, max_lr=optimizer.defaults["lr"], total_steps=steps, pct_start=0.2, cycle_momentum=False
+    )
+
+
+def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The learning rate falls to zero as half a cosine."""
+    return CosineAnnealingLR(optimizer, T_max=steps)
+
+
 class Learner(lightning.LightningModule):
-    """A network with its loss, the l1 penalty on the outputs of some of its layers, and one cycle of the learning rate.
+    """A network with its loss, the l1 penalty on the outputs of some of its layers, and a schedule for all steps.
 
     Args:
         network: from the batch's inputs to what the loss takes.
         loss: of (outputs, targets).
-        optimizer: makes the optimizer of parameters; its learning rate is the highest of the cycle.
-        penalised: layers of the network for :class:`dsc_ops.SparsityPenalty`; their density is measured.
+        optimizer: makes the optimizer of parameters; its learning rate is the highest of the schedule.
+        penalised: layers of the network for :class:`dsc_ops.SparsityPenalty`.
         gamma: weight of the penalty; 0 only measures.
-        warm_up: share of the steps in which the learning rate rises; then it falls as a cosine.
+        schedule: :func:`one_cycle` or :func:`cosine`.
     """
 
     def __init__(
         self,
         network: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         *,
         penalised: Sequence[str] = (),
         gamma: float = 0.0,
-        warm_up: float = 0.2,
+        schedule: Callable[[Optimizer, int], LRScheduler] = one_cycle,
     ):
         super().__init__()
-        self.network, self.loss, self.optimizer, self.warm_up = network, loss, optimizer, warm_up
-        self.penalty = dsc_ops.SparsityPenalty(network, penalised, gamma) if penalised else None
+        self.network, self.loss, self.optimizer, self.schedule = network, loss, optimizer, schedule
+        self.gamma = gamma
+        self.penalty = dsc_ops.SparsityPenalty(network, penalised, 1.0) if penalised else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
@@ -59,20 +74,21 @@ class Learner(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         inputs, targets = batch
         loss = self.loss(self.network(inputs), targets)
+        self.log_mean("train_loss", loss, targets)
         if self.penalty is not None:
-            loss = loss + self.penalty()
-        self.log("loss", loss, prog_bar=True)
+            norm = self.penalty()
+            self.log_mean("train_l1", norm, targets)
+            loss = loss + self.gamma * norm if self.gamma else loss
+        self.log("loss", loss, prog_bar=True, logger=False)
         return loss
+
+    def log_mean(self, name: str, value: Tensor | float, targets: Tensor) -> None:
+        """Log the mean over the samples of an epoch, of all processes, given that of a batch with these targets."""
+        self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.network.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=optimizer.defaults["lr"],
-            total_steps=self.trainer.estimated_stepping_batches,
-            pct_start=self.warm_up,
-            cycle_momentum=False,
-        )
+        schedule = self.schedule(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -125,7 +125,7 @@ def test_the_untrained_denoiser_is_ista_on_its_dictionary():
 
 
 def test_lenet_has_the_sizes_of_the_paper_and_blocks_to_penalise():
-    network = LeNet5()
+    network = LeNet5(in_channels=1, size=28)
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) == 44426
     assert set(LeNet5.BLOCKS) <= {name for name, _ in network.named_modules()}
@@ -238,8 +238,8 @@ def test_finished_steps_are_not_run_again_unless_the_settings_differ(fast_run, m
 
     ran = []
     monkeypatch.setattr(steps, "timing", lambda settings, seed, folder: ran.append(seed) or {"results": []})
-    monkeypatch.setattr("examples.report.text", lambda step, results: "")
-    monkeypatch.setattr("examples.report.write", lambda folder, results, fast: folder / "index.html")
+    monkeypatch.setattr("examples.demo_report.text", lambda step, results: "")
+    monkeypatch.setattr("examples.demo_report.write", lambda folder, results, fast: folder / "index.html")
     arguments = ["--fast", "--output", str(fast_run[0])]
     assert demo.main(arguments) == 0
     assert not ran and capsys.readouterr().out.count("finished before") == 3
@@ -251,8 +251,8 @@ def test_finished_steps_are_not_run_again_unless_the_settings_differ(fast_run, m
 def test_a_missed_goal_is_told_and_is_the_exit_status(tmp_path, monkeypatch, capsys):
     scores = {"noisy": [20.0], "ista": [28.0], "network": [28.5]}
     monkeypatch.setattr(demo, "run_step", lambda step, options: {"psnr": scores})
-    monkeypatch.setattr("examples.report.text", lambda step, results: "")
-    monkeypatch.setattr("examples.report.write", lambda folder, results, fast: folder / "index.html")
+    monkeypatch.setattr("examples.demo_report.text", lambda step, results: "")
+    monkeypatch.setattr("examples.demo_report.write", lambda folder, results, fast: folder / "index.html")
     assert demo.main(["--steps", "denoise", "--output", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "met     The network gains 8.50 dB over the noisy photographs" in printed

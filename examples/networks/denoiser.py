@@ -1,9 +1,8 @@
-"""The networks of the examples: a convolutional LISTA denoiser and LeNet-5."""
+"""A denoiser of convolutional LISTA, and the cosines that it starts from."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -47,26 +46,3 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         mean = noisy.mean(dim=(1, 2, 3), keepdim=True)
         return mean + self.code.decode(self.code(noisy - mean))
-
-
-class LeNet5(nn.Sequential):
-    """LeNet-5 with ReLU for (N, 1, 28, 28), as in Li, Feng, Zhou: conv5-6, pool, conv5-16, pool, FC120, FC84, FC10."""
-
-    # What the sparsity penalty takes: the outputs of the convolutional blocks, far from the classifier.
-    BLOCKS = ("block1.relu", "block2.relu")
-
-    def __init__(self, classes: int = 10):
-        def block(inputs: int, outputs: int) -> nn.Module:
-            layers = OrderedDict(conv=nn.Conv2d(inputs, outputs, 5), relu=nn.ReLU(), pool=nn.MaxPool2d(2))
-            return nn.Sequential(layers)
-
-        super().__init__(
-            OrderedDict(
-                block1=block(1, 6),
-                block2=block(6, 16),
-                flatten=nn.Flatten(),
-                fc1=nn.Sequential(nn.Linear(256, 120), nn.ReLU()),
-                fc2=nn.Sequential(nn.Linear(120, 84), nn.ReLU()),
-                fc3=nn.Linear(84, classes),
-            )
-        )
