@@ -380,10 +380,12 @@ def test_every_row_of_the_paper_has_a_config():
 
 
 @pytest.mark.parametrize("row", ALL_ROWS)
-def test_each_config_makes_what_its_name_says(row, monkeypatch):
+def test_each_config_makes_what_its_name_says(row, segmented, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train"])
+    pictures = json.loads((segmented / "run.json").read_text())["settings"]["data"]["init_args"]["train"]
     small = {"vgg11": ["--model.init_args.network.init_args.width=0.1"]}
     small["unet"] = ["--model.init_args.network.init_args.width=2"]
+    small["unet"] += [f"--data.init_args.train={pictures}", f"--data.init_args.test=[{pictures}]"]
     name, _, kind = row.removesuffix("-l1").partition("-")
     cli = CLI(["--config", str(CONFIGS / f"{row}.yaml"), *small.get(name, [])], run=False)
     task, network = cli.model, cli.model.network
