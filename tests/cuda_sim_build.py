@@ -44,7 +44,13 @@ MODES = {
 # -fno-gnu-unique: a static variable of an inline function is one library's, not one for all that Python loads.
 COMMON = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wno-unknown-pragmas"]
 EXECUTOR = ["executor", "atomics", "host_api", "symbols", "tensor_core"]
-TORCH_FLAGS = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{TORCH / 'include'}"]
+# Gradients in slices that a test's batch has more than one of.
+TORCH_FLAGS = [
+    "-DDSC_GRADIENT_PIXELS=500",
+    "-DUSE_CUDA",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    f"-isystem{TORCH / 'include'}",
+]
 
 
 def obstacle() -> str | None:
@@ -154,9 +160,21 @@ class Operators:
         functions = ctypes.CDLL(str(path))
         self.set_seed = functions.cuda_sim_seed
         self.set_seed.argtypes = [ctypes.c_uint64]
+        self.launches = functions.cuda_sim_launches
+        self.launches.restype = ctypes.c_uint64
+        self.use_device = functions.cuda_sim_use_device
         self.switches = functions.cuda_sim_switches
         self.switches.restype = ctypes.c_uint64
         self.seed = 0
+
+    @contextlib.contextmanager
+    def device(self, number: int):
+        """Launches for a device as large as an H100 (0), or as small as can be (1)."""
+        self.use_device(number)
+        try:
+            yield
+        finally:
+            self.use_device(0)
 
     def __getattr__(self, name: str):
         operator = getattr(torch.ops.dsc_ops_cuda_sim, name)

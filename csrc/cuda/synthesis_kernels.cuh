@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
   const int row = warp / 2 * S::warp_rows + lane / lanes;  // in the tile
   const int y = tile_y * S::tile_rows + row, x = tile_x * S::tile_columns + warp % 2 * S::warp_columns;
   const int passes = S::passes(shape), row_pixels = shape.row_runs() * run_pixels;
-  const int64_t row_start = (image * shape.code_h + y) * row_pixels;
+  const int64_t row_run = (image * shape.code_h + y) * shape.row_runs();
   A* const piece = s.pieces + tile * shape.channels * tiles.piece();
   A* const sums = shared->sums[warp][lane];
 
@@ -124,11 +124,11 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
     for (int first = 0; first < S::warp_columns; first += lanes) {  // a pixel to each lane of a row
       const int pixel_x = x + first + lane % lanes;
       const bool inside = y < shape.code_h && pixel_x < row_pixels;
-      const int64_t pixel = slab * shape.runs() * run_pixels + row_start + pixel_x;
-      uint64_t mask = inside ? reinterpret_cast<const uint64_t*>(s.code.masks)[pixel] : 0;
+      const int64_t run = row_run + pixel_x / run_pixels;
+      const uint64_t* const masks = reinterpret_cast<const uint64_t*>(s.code.masks) + pixel_x % run_pixels;
+      uint64_t mask = inside ? masks[shape.slab_run(run, slab) * run_pixels] : 0;
       const int count = __popcll(mask);
-      const A* from = s.code.values + scan(count, run_pixels) - count;
-      if (inside) from += int64_t(s.code.offsets[pixel / run_pixels]) * vector;
+      const A* from = s.code.values + room_of(shape, run, slab) + scan(count, run_pixels) - count;
 
       // As many columns at a time as have room for their entries. There is always room for one.
       int window = count, width = 1;
