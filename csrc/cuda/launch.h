@@ -32,7 +32,7 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor, Mem
 
 inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size, ScalarType dtype,
                     MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(size, dtype, like.layout(), like.device(), false, format);
+  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
 inline Tensor empty_like(const Tensor& tensor, MemoryFormat format) {
