@@ -110,12 +110,11 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
   for (int round = 0; round < passes * shape.slabs(); ++round) {
     const int slab = round / passes, pass = round % passes;
     const A* const table = s.table + int64_t(round) * slab_atoms * slab_atoms;
-    __syncthreads();  // the sums of the round before are read
     for (int i = thread * vector; i < slab_atoms * slab_atoms; i += block_threads * vector)
       copy_async16(shared->table + i, table + i);
     copy_async_commit();
     copy_async_wait<0>();
-    __syncthreads();
+    __syncthreads();  // the table is there, the sums of the round before are read
 
     A running[taps];
 #pragma unroll
