@@ -39,8 +39,8 @@ struct CorrelationShared {
 
 template <typename A, int lane_taps>
 __global__ void __launch_bounds__(block_threads, sizeof(A) == 8 || lane_taps > 3 ? 2
-                                                 : lane_taps > 1 ? 3
-                                                                 : 4) correlation_kernel(Correlation<A> s) {
+                                                 : lane_taps == 3 ? 3
+                                                                  : 4) correlation_kernel(Correlation<A> s) {
   using Shared = CorrelationShared<A>;
   DSC_DYNAMIC_SHARED(Shared, shared);
   const Shape& shape = s.shape;

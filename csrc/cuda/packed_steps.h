@@ -12,7 +12,7 @@ struct Tiling {
   static constexpr int stride = stride_;
   using S = Segments<taps>;
   using Products = FusedProducts<A, taps, stride>;
-  static constexpr int blocks = sizeof(A) == 8 ? 1 : stride == 1 ? 4 : 3;
+  static constexpr int blocks = sizeof(A) == 8 ? 1 : 4;
 };
 
 // visit(Tiling) for a shape. dsc_ops/_composed.py knows the same table.

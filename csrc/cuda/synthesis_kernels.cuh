@@ -73,11 +73,11 @@ __global__ void __launch_bounds__(block_threads, 1)
 template <typename A, typename S, int stride>
 struct SynthesisShared {
   static constexpr int columns = ((S::warp_columns - 1) * stride + S::taps) | 1;  // odd: lanes meet different banks
-  static constexpr int entries = slab_atoms * 4;  // at least a column of code pixels with all atoms present
+  static constexpr int entries = slab_atoms * S::warp_rows;  // a column of code pixels with all atoms present
   A table[slab_atoms * slab_atoms];
   A sums[block_warps][warp_threads][columns];
   A value[block_warps][entries];
-  uint16_t atom[block_warps][entries];
+  uint8_t atom[block_warps][entries];
 };
 
 template <typename A>
@@ -90,7 +90,9 @@ struct Synthesis {
 };
 
 template <typename A, typename S, int stride>
-__global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthesis_kernel(Synthesis<A> s) {
+__global__ void __launch_bounds__(block_threads, sizeof(A) == 8 ? 1
+                                                 : stride == 1  ? 4
+                                                                : 3) synthesis_kernel(Synthesis<A> s) {
   using Shared = SynthesisShared<A, S, stride>;
   constexpr int taps = S::taps, lanes = S::lanes, vector = unit_values<A>;
   DSC_DYNAMIC_SHARED(Shared, shared);
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
         const int size = mine ? count : 0, at = scan(size) - size;
         __syncwarp();
         for (int i = at; i < at + size; ++i) {
-          shared->atom[warp][i] = static_cast<uint16_t>(__ffsll(mask) - 1);
+          shared->atom[warp][i] = static_cast<uint8_t>(__ffsll(mask) - 1);
           shared->value[warp][i] = *from++;
           mask &= mask - 1;
         }
