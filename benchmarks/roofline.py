@@ -2,14 +2,18 @@
 
 A kernel takes as long as the slowest of four things that a GPU does side by side, each at its datasheet's rate:
 
-    memory        its bytes / bandwidth; each tensor is read or written once by each kernel, whatever caches keep
+    memory        its bytes / bandwidth; each tensor is read or written once by each kernel, as if nothing were cached
     fp32          its additions and multiplications / peak, a fused one being two
     shared        its bytes from shared memory / (128 bytes a clock and multiprocessor)
     issue         its instructions of threads / (4 warps of 32 threads a clock and multiprocessor)
 
 Kernels follow each other, so their times add up. Not counted: launches (a few microseconds each outside a CUDA graph),
-multiprocessors that a small problem leaves idle, and what caches save where codes fit into them. So a time is a bound
-for large problems and a guide for others.
+multiprocessors that a small problem leaves idle, and what caches save. So a time is a bound for large problems and a
+guide for others.
+
+The kernels take the batch in slices, sized for the L2 cache, and a slice through all iterations before the next. What
+a step then still moves to and from memory is `FROM_MEMORY`, under one assumption: what a slice keeps, two or three
+codes, a gradient on their support and some signals, stays in the cache until it is used again. No time counts on it.
 
 A step of LISTA on packed codes is `KERNELS`, one formula each; a wide dictionary or a matrix is left to the library's
 convolution or matrix product and a fused threshold, `WIDE`; what eager PyTorch does instead is `EAGER`. Densities are
@@ -29,12 +33,13 @@ from benchmarks.cases import CASES, Case
 MEAN = 1.5  # the mean density of x_1, ..., x_K over that of x_K
 WIDEST = 512  # products of an atom with a patch, up to which the kernels for packed codes are made
 
-# Of a packed code: a mask of 8 bytes for 64 atoms of a pixel, an offset of 4 bytes for a run of 8 pixels, and values
-# of 4 bytes, those of a run padded to 16 bytes, which is 6 bytes on average.
-MASK, OFFSET, PADDING, VALUE = 8.0, 4 / 8, 6 / 8, 4.0
+# Of a packed code: a mask of 8 bytes for 64 atoms of a pixel, and values of 4 bytes, those of a run of 8 pixels padded
+# to 16 bytes, which is 6 bytes on average.
+MASK, PADDING, VALUE = 8.0, 6 / 8, 4.0
 # Code pixels of a block; that of the synthesis is lower for kernels cut into segments of up to four taps.
 SYNTHESIS_TILE, LOW_SYNTHESIS_TILE, ANALYSIS_TILE, CORRELATION_TILE = (16, 32), (8, 32), (8, 16), (8, 32)
-PARTIALS = 256  # the most blocks that each write sums of their own of a weight's gradient
+# For each slice of so many pixels of 64 atoms, the most blocks that write sums of their own of a weight's gradient.
+GRADIENT_SLICE, PARTIALS = 2**17, 256
 # Instructions of a thread: for each fused multiply-add of the analysis (many share a load of weights and signal), for
 # each atom of a pixel in its threshold and packing, and for each product of the sparse kernels (a load besides).
 ANALYSIS_INSTRUCTIONS, EPILOGUE_INSTRUCTIONS, SPARSE_INSTRUCTIONS = 242 / 224, 24, 2
@@ -136,7 +141,7 @@ class Shape:
     @property
     def packed(self) -> float:
         """Bytes of a packed code as it lies."""
-        return self.masks + OFFSET * self.slabs * self.pixels + self.values
+        return self.masks + self.values
 
     @property
     def least(self) -> float:
@@ -170,6 +175,12 @@ class Shape:
     def partials(self) -> int:
         """Blocks that write sums of their own of a weight's gradient."""
         return min(PARTIALS, self.tiles(CORRELATION_TILE))
+
+    @property
+    def block_sums(self) -> float:
+        """Bytes of these sums, written and read again, and of the gradient."""
+        slices = math.ceil(self.pixels * self.slabs / GRADIENT_SLICE)
+        return (2 * self.partials * slices + 1) * self.weight
 
     @property
     def pieces(self) -> float:
@@ -236,13 +247,23 @@ KERNELS: dict[str, Callable[[Shape], Work]] = {
     "combine": lambda s: Work(s.pieces + 2 * s.signal, (s.pieces + s.signal) / VALUE),
     # T(x + A_W r): residual and x in, the next code out
     "analysis": lambda s: dense(s, s.halo(ANALYSIS_TILE) + 2 * s.packed + s.weight),
-    # dW = corr(r, gu), dD = -corr(gr, x): signal and code in; sums of each block out, and in again to be added up
-    "correlation": lambda s: sparse(s, s.halo(CORRELATION_TILE) + s.packed + (2 * s.partials + 1) * s.weight),
+    # dW = corr(r, gu), dtheta: r, gu and the signs of x in; sums of each block out, and in again to be added up
+    "correlation with r": lambda s: sparse(s, s.halo(CORRELATION_TILE) + s.packed + s.values + s.block_sums),
+    # dD = -corr(gr, x): gr and x in; likewise
+    "correlation with x": lambda s: sparse(s, s.halo(CORRELATION_TILE) + s.packed + s.block_sums),
     # gu - A_D gr where x was not zero: gr, gu and the mask of x in, values out
     "select": lambda s: dense(s, s.halo(ANALYSIS_TILE) + s.packed + s.masks + s.values + s.weight),
     # a dense code, once a call: the result, or its gradient on the support
     "unpack": lambda s: Work(s.packed + s.code, 0, 0, s.code / VALUE),
     "pack": lambda s: Work(s.packed + s.code, 0, 0, s.code / VALUE),
+}
+
+# Bytes of a later step on packed codes to and from memory, where a slice stays in the L2 cache; for inference: none.
+FROM_MEMORY: dict[str, Callable[[Shape], float]] = {
+    # the next code and the residual to the tape
+    "forward": lambda s: s.packed + s.signal,
+    # both from the tape; blocks' sums are as large as some caches
+    "backward": lambda s: s.packed + s.signal + 2 * s.block_sums,
 }
 
 # Wide dictionaries and matrices: dense codes, products by the library, one fused pass around them.
@@ -300,8 +321,8 @@ PACKED_SCHEDULES = {
     "forward": Schedule(KERNELS, ("analysis",), ("synthesis", "combine", "analysis"), ("unpack",)),
     "backward": Schedule(
         KERNELS,
-        ("synthesis", "combine", "correlation"),
-        ("synthesis", "combine", "correlation", "correlation", "select"),
+        ("correlation with r", "synthesis", "combine"),
+        ("correlation with r", "synthesis", "combine", "correlation with x", "select"),
         ("pack",),
     ),
 }
@@ -396,8 +417,9 @@ def report(
     lines = [
         "PREDICTIONS, NOT MEASUREMENTS: bytes, operations and times that follow from shapes and datasheets alone, for",
         "kernels as they are written; none has run. A time in microseconds is the largest of memory, fp32, shared",
-        "memory and instruction issue, whose name stands beside it; no launches, no idle multiprocessors, no caches",
-        "(benchmarks/roofline.py).",
+        "memory and instruction issue, whose name stands beside it; no launches, no idle multiprocessors, no caches.",
+        "From memory, sliced: bytes that are left for memory if what a slice of the batch keeps stays in the L2 cache,",
+        "in a step that writes or reads a tape (benchmarks/roofline.py).",
         *("Limits of " + limit for limit in map(limits_of, DEVICES.values())),
     ]
     for case in cases:
@@ -410,6 +432,12 @@ def limits_of(device: Device) -> str:
     return (
         f"{device.name}: {device.bandwidth / 1e9:.0f} GB/s, {device.fp32 / 1e12:.1f} TFLOP/s fp32, "
         f"{device.shared / 1e12:.1f} TB/s shared, {device.issue / 1e12:.1f} T instructions/s of threads"
+    )
+
+
+def bytes_line(label: str, moved: float, shape: Shape) -> str:
+    return f"    {label:33}{moved / 1e6:9.2f}{moved / shape.pixels:10.1f}{'':11}" + "".join(
+        f"{moved / device.bandwidth * 1e6:9.1f} memory " for device in DEVICES.values()
     )
 
 
@@ -439,11 +467,10 @@ def case_lines(case: Case, density: float, iterations: int) -> list[str]:
             f"{sum(work.operations for work in works) / 1e6:10.1f} "
             + "".join(f"{sum(w.seconds(device) for w in works) * 1e6:9.1f}{'':8}" for device in DEVICES.values())
         )
-        lines.append(
-            f"  {'  packed minimum':35}{least / 1e6:9.2f}{least / shape.pixels:10.1f}{'':11}"
-            + "".join(f"{least / device.bandwidth * 1e6:9.1f} memory " for device in DEVICES.values())
-            + f" {moved / least:.2f} times its bytes"
-        )
+        lines.append(bytes_line("packed minimum", least, shape) + f" {moved / least:.2f} times its bytes")
+        if not shape.wide:
+            left = FROM_MEMORY[direction](shape)
+            lines.append(bytes_line("from memory, sliced", left, shape) + f" {left / least:.2f} times those")
     for mode in ("forward", "training"):
         options = {"mode": mode, "iterations": iterations}
         ours = [predict(case, mean, device, **options) * 1e6 for device in DEVICES.values()]

@@ -51,8 +51,7 @@ def empty_tape(y, dictionary, theta, codes, stride, dilation, groups, keep_tape:
     batch, atoms, *rows, width = codes.shape
     runs = batch * (rows[0] if rows else 1) * ((width + 7) // 8)
     slabs = (atoms + 63) // 64
-    offsets = (slabs * runs + 3) // 4 * 4
-    code = slabs * runs * 64 + offsets * 4 + runs * 8 * atoms * value_size
+    code = slabs * runs * 64 + runs * 8 * atoms * value_size
     size = iterations * (code + y.numel() * value_size)
     return codes.new_empty(size if keep_tape else 0, dtype=torch.uint8)
 

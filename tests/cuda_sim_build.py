@@ -44,7 +44,13 @@ MODES = {
 # -fno-gnu-unique: a static variable of an inline function is one library's, not one for all that Python loads.
 COMMON = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wno-unknown-pragmas"]
 EXECUTOR = ["executor", "atomics", "host_api", "symbols", "tensor_core"]
-TORCH_FLAGS = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{TORCH / 'include'}"]
+# Gradients in slices that a test's batch has more than one of.
+TORCH_FLAGS = [
+    "-DDSC_GRADIENT_PIXELS=500",
+    "-DUSE_CUDA",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    f"-isystem{TORCH / 'include'}",
+]
 
 
 def obstacle() -> str | None:
@@ -84,17 +90,20 @@ class Builder:
         self.compiling = concurrent.futures.ThreadPoolExecutor(2)
         self.linking = concurrent.futures.ThreadPoolExecutor(8)  # they mostly wait for objects
         self.objects: dict[tuple, concurrent.futures.Future] = {}
+        self.runs: dict[str, concurrent.futures.Future] = {}
 
     def close(self) -> None:
         self.linking.shutdown(cancel_futures=True)
         self.compiling.shutdown(cancel_futures=True)
 
-    def object(self, source: Path, *flags: str, csrc: Path = CSRC) -> concurrent.futures.Future:
+    def object(self, source: Path, *flags, csrc: Path = CSRC) -> concurrent.futures.Future:
         key = (source, flags, csrc)
         if key not in self.objects:
             out = self.folder / f"{len(self.objects)}_{source.stem}.o"
             command = [COMPILER, "-c", *COMMON, f"-I{csrc}", f"-I{SIM}", *flags, "-x", "c++", source, "-o", out]
-            self.objects[key] = self.compiling.submit(lambda: run(command) or out)
+            # A flag may be a header that is still being compiled, by the other of the two jobs.
+            done = lambda: [f.result() if isinstance(f, concurrent.futures.Future) else f for f in command]  # noqa: E731
+            self.objects[key] = self.compiling.submit(lambda: run(done()) or out)
         return self.objects[key]
 
     def executor(self, mode: str) -> list[concurrent.futures.Future]:
@@ -112,15 +121,34 @@ class Builder:
         command = lambda: [COMPILER, *(o.result() for o in objects), *flags, "-o", out]  # noqa: E731
         return self.linking.submit(lambda: run(command()) or out)
 
+    def torch_headers(self, flags: list[str]) -> concurrent.futures.Future:
+        """A header to include first, compiled: torch's headers take longer than a kernel."""
+        key = ("operators.h", *flags)
+        if key not in self.objects:
+            header = self.folder / f"headers_{len(self.objects)}.h"
+            header.write_text(f'#include "{SIM / "operators.h"}"\n', encoding="utf-8")
+            command = [COMPILER, *COMMON, f"-I{SIM}", *flags, "-x", "c++-header", header, "-o", f"{header}.gch"]
+            self.objects[key] = self.compiling.submit(lambda: run(command) or header)
+        return self.objects[key]
+
     def operators(self, mode: str, csrc: Path = CSRC, files: list[str] | None = None) -> concurrent.futures.Future:
         """The library of the operators of csrc/cuda/*.cu, or of some of the files."""
-        flags = [*MODES[mode], *TORCH_FLAGS, "-include", str(SIM / "operators.h")]
+        flags = [*MODES[mode], *TORCH_FLAGS]
+        flags += ["-include", self.torch_headers(flags)]
         sources = [csrc / "cuda" / name for name in files] if files else (csrc / "cuda").glob("*.cu")
         sources = sorted(sources, key=lambda path: -path.stat().st_size)  # what takes longest comes first
         objects = [self.object(path, *flags, csrc=csrc) for path in sources]
         objects.append(self.object(SIM / "operators.cpp", "-O1", *TORCH_FLAGS))
         name = f"operators_{mode}.so" if csrc == CSRC else f"operators_{mode}_{len(self.objects)}.so"
         return self.link(name, mode, objects, "-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
+
+    def tests(self, mode: str) -> concurrent.futures.Future:
+        """run_tests of a slower mode, or run_property_tests; once, and beside whatever else is done."""
+        if mode not in self.runs:
+            library = self.operators(mode)
+            run = run_property_tests if mode == "fast" else functools.partial(run_tests, mode)
+            self.runs[mode] = self.linking.submit(lambda: run(library.result()))
+        return self.runs[mode]
 
 
 def schemas() -> list[str]:
@@ -154,9 +182,21 @@ class Operators:
         functions = ctypes.CDLL(str(path))
         self.set_seed = functions.cuda_sim_seed
         self.set_seed.argtypes = [ctypes.c_uint64]
+        self.launches = functions.cuda_sim_launches
+        self.launches.restype = ctypes.c_uint64
+        self.use_device = functions.cuda_sim_use_device
         self.switches = functions.cuda_sim_switches
         self.switches.restype = ctypes.c_uint64
         self.seed = 0
+
+    @contextlib.contextmanager
+    def device(self, number: int):
+        """Launches for a device as large as an H100 (0), or as small as can be (1)."""
+        self.use_device(number)
+        try:
+            yield
+        finally:
+            self.use_device(0)
 
     def __getattr__(self, name: str):
         operator = getattr(torch.ops.dsc_ops_cuda_sim, name)
@@ -210,15 +250,38 @@ def cuda_sim(tmp_path_factory):
 def ops(request):
     if library := os.environ.get("DSC_CUDA_SIM_LIBRARY"):
         return Operators(Path(library))
-    return Operators(request.getfixturevalue("cuda_sim").operators("fast").result())
+    builder = request.getfixturevalue("cuda_sim")
+    library = builder.operators("fast")
+    chosen = {item.originalname for item in request.session.items if hasattr(item, "originalname")}
+    if "test_operators_in_every_mode" in chosen:  # they take long, and there may be a second processor
+        for mode in ("race", "address") if sanitizer() else ("race",):
+            builder.tests(mode)
+    if "test_property_tests_of_the_cpu_kernels" in chosen:
+        builder.tests("fast")
+    return Operators(library.result())
 
 
-def run_tests(mode: str, library: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+PROPERTY_TESTS = ("functional", "solvers", "operators")
+# Bounds that are the luck of a few values; what has nothing to do with kernels, or takes thousands of iterations.
+NO_PROPERTY_TESTS = ("shrink", "low_precision", "compile", "composition", "threads", "sklearn")
+
+
+def run_property_tests(library: Path) -> subprocess.CompletedProcess:
+    """The tests of the CPU kernels through the public functions, with the CUDA kernels in their place."""
+    files = [str(HERE / f"test_{name}.py") for name in PROPERTY_TESTS]
+    chosen = " and ".join(f"not {name}" for name in NO_PROPERTY_TESTS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
+    variables = {**os.environ, "DSC_TEST_KERNELS": "cuda-sim", "DSC_CUDA_SIM_LIBRARY": str(library)}
+    return subprocess.run([*command, *files], env=variables, cwd=HERE.parent, capture_output=True, text=True)
+
+
+def run_tests(mode: str, library: Path, *arguments: str, capture_output: bool = True) -> subprocess.CompletedProcess:
     """The tests of every CUDA operator that are marked `every_mode`, in a process with this library."""
     files = sorted(map(str, HERE.glob("test_cuda_*.py")))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", "-m", "every_mode"]
     variables = {**environment(mode), "DSC_CUDA_SIM_LIBRARY": str(library)}
-    return subprocess.run([*command, *files, *arguments], env=variables, cwd=HERE.parent, **options)
+    options = dict(env=variables, cwd=HERE.parent, capture_output=capture_output, text=True)
+    return subprocess.run([*command, *files, *arguments], **options)
 
 
 def main() -> int:
@@ -226,7 +289,7 @@ def main() -> int:
         sys.exit(f"{__doc__}\nThe first argument is one of {', '.join(MODES)}.")
     with tempfile.TemporaryDirectory() as folder:
         library = Builder(Path(folder)).operators(sys.argv[1]).result()
-        return run_tests(sys.argv[1], library, *sys.argv[2:]).returncode
+        return run_tests(sys.argv[1], library, *sys.argv[2:], capture_output=False).returncode
 
 
 if __name__ == "__main__":

@@ -741,7 +741,7 @@ def test_bytes_of_a_packed_code_are_those_of_its_parts():
     assert (shape.pixels, shape.products, shape.slabs, shape.wide) == (8 * 128 * 128, 49, 1, False)
     assert shape.non_zeros / shape.pixels == pytest.approx(6.4)
     assert shape.least / shape.pixels == pytest.approx(8 + 25.6)  # a mask and 6.4 values
-    assert shape.packed / shape.pixels == pytest.approx(8 + 25.6 + 1.25)  # offsets and padding
+    assert shape.packed / shape.pixels == pytest.approx(8 + 25.6 + 0.75)  # padding
     assert roofline.packed_minimum(shape, "forward") / shape.pixels == pytest.approx(71.2)  # x, next x, y
     wide = roofline.shape_of(cases.CASES["deep"], 0.1)
     assert wide.wide and wide.slabs == 2 and wide.masks == 16 * wide.pixels
@@ -765,17 +765,18 @@ def test_borders_of_tiles_are_those_of_the_layout():
 
 
 def test_work_of_the_kernels_on_gray_pictures():
-    """Bytes for each code pixel at a tenth, each a sum of: packed code 34.85, tiles 6.53, border 9.63 or 8.31,
+    """Bytes for each code pixel at a tenth, each a sum of: packed code 34.35, tiles 6.53, border 9.63 or 8.31,
     signal 4."""
     shape = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
     weight = 64 * 49 * 4 / shape.pixels
-    packed, tiles, signal = 34.85, 4 * 22 * 38 / 512, 4.0
+    packed, tiles, signal = 34.35, 4 * 22 * 38 / 512, 4.0
     border, wide_border = 4 * 14 * 22 / 128, 4 * 14 * 38 / 256
     expected = {
         "synthesis": packed + tiles + weight,
         "combine": tiles + 2 * signal,
         "analysis": border + 2 * packed + weight,
-        "correlation": wide_border + packed + 513 * weight,
+        "correlation with r": wide_border + packed + (25.6 + 0.75) + 513 * weight,
+        "correlation with x": wide_border + packed + 513 * weight,
         "select": border + packed + 8 + (25.6 + 0.75) + weight,
         "unpack": packed + 256,
         "pack": packed + 256,
@@ -783,8 +784,16 @@ def test_work_of_the_kernels_on_gray_pictures():
     found = {name: kernel(shape).bytes / shape.pixels for name, kernel in roofline.KERNELS.items()}
     assert found == pytest.approx(expected)
     operations = {name: roofline.KERNELS[name](shape).operations / shape.pixels for name in expected}
-    assert operations["synthesis"] == operations["correlation"] == pytest.approx(2 * 6.4 * 49)
+    assert operations["synthesis"] == operations["correlation with x"] == pytest.approx(2 * 6.4 * 49)
     assert operations["analysis"] == operations["select"] == 2 * 64 * 49 + 4 * 64
+
+
+def test_of_a_sliced_step_the_tape_is_left_for_memory():
+    shape = roofline.shape_of(cases.CASES["denoise-gray"], 0.1)
+    tape = 34.35 + 4
+    assert roofline.FROM_MEMORY["forward"](shape) / shape.pixels == pytest.approx(tape)
+    block_sums = 2 * 513 * 64 * 49 * 4 / shape.pixels
+    assert roofline.FROM_MEMORY["backward"](shape) / shape.pixels == pytest.approx(tape + block_sums)
 
 
 def test_eager_moves_so_many_dense_codes():
@@ -818,8 +827,8 @@ def test_a_call_is_the_sum_of_its_kernels():
     given = step + seconds["unpack"]
     options = {"iterations": 1, "from_zero": False}
     assert roofline.predict(case, 0.15, device, mode="forward", **options) == pytest.approx(given)
-    first = seconds["synthesis"] + seconds["combine"] + seconds["correlation"]
-    back = 10 * first + 9 * (seconds["correlation"] + seconds["select"]) + seconds["pack"]
+    first = seconds["synthesis"] + seconds["combine"] + seconds["correlation with r"]
+    back = 10 * first + 9 * (seconds["correlation with x"] + seconds["select"]) + seconds["pack"]
     assert roofline.predict(case, 0.15, device, mode="training", iterations=10) == pytest.approx(forward + back)
 
 

@@ -1,7 +1,8 @@
 """The executor of CUDA source (cuda_sim/README.md): what it runs is right, and what is wrong it catches.
 
 - cuda_sim/selftest.cpp tries the executor by itself in each mode: correct kernels, and planted defects one by one.
-- cuda_sim/kernels.cpp and check.py run the kernels of csrc/cuda without PyTorch, as they are and with planted defects.
+- cuda_sim/kernels.cpp with check.py and packed_kernels.cpp with check_packed.py run the kernels of csrc/cuda without
+  PyTorch, as they are and with planted defects.
 - The tests of the CUDA operators marked `every_mode` run under the sanitizers and under the race checker.
 """
 
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_sim_build import CSRC, HERE, MODES, SIM, environment, obstacle, run_tests, sanitizer
+from cuda_sim_build import CSRC, HERE, MODES, SIM, environment, obstacle, sanitizer
 
 if obstacle():
     pytest.skip(obstacle(), allow_module_level=True)
@@ -97,6 +98,36 @@ KERNEL_DEFECTS = {
         "reduction.cuh", "part < parts && i < count", "part < parts - 1 && i < count", "fast", "differs"),
 }  # fmt: skip
 
+PACKED_RACE = "(nothing orders the (read|write)|shared memory that no thread wrote,|in flight).* in {}.cuh:"
+FROM_HERE = "room_of(shape, run, slab) + part.first{};\n#pragma unroll\n    for (int m = 0; m < 16; ++m)\n      if"
+PACKED_DEFECTS = {
+    "no barrier behind a copied table": (
+        "synthesis_kernels.cuh", "    __syncthreads();  // the table is there,", "//", "race",
+        PACKED_RACE.format("synthesis_kernels")),
+    "no barrier between a list of non-zeros and its use": (
+        "synthesis_kernels.cuh", "        __syncwarp();\n#pragma unroll 1\n        for (int q", "for (int q", "race",
+        PACKED_RACE.format("synthesis_kernels")),
+    "a synthesis without the last column of its tile": (
+        "synthesis_kernels.cuh", "i_half < (S::warp_columns - 1) * stride + taps", "i_half < S::warp_columns + 1",
+        "fast", "differs"),
+    "pieces without those of the tile before": (
+        "synthesis_kernels.cuh", "late_x > 0 ? late_x / pitch_x : 0", "from_x / pitch_x", "fast", "differs"),
+    "momentum with the wrong sign": (
+        "synthesis_kernels.cuh", "out += c.before_scale", "out -= c.before_scale", "fast", "differs"),
+    "no barrier before products are staged": (
+        "analysis_kernel.cuh", "    __syncthreads();  // plane and weights are read\n", "", "race",
+        PACKED_RACE.format("analysis_kernel")),
+    "weights copied without a wait": (
+        "analysis_kernel.cuh", "      copy_async_wait<0>();\n", "", "fast", "copy_async16 in flight|differs"),
+    "no barrier between sorting and sums": (
+        "correlation_kernel.cuh", "      __syncthreads();\n#pragma unroll\n      for (int a", "for (int a", "race",
+        PACKED_RACE.format("correlation_kernel")),
+    "values packed one place too far": (
+        "pack_kernels.cuh", FROM_HERE.format(""), FROM_HERE.format(" + 1"), "address", "heap-buffer-overflow"),
+}  # fmt: skip
+# The source that runs the kernels, the program that checks them, and their defects.
+HARNESSES = {"kernels": ("check.py", KERNEL_DEFECTS), "packed_kernels": ("check_packed.py", PACKED_DEFECTS)}
+
 over_modes = pytest.mark.parametrize("mode", MODES)
 
 
@@ -128,21 +159,23 @@ def builds(cuda_sim, tmp_path_factory):
         if mode != "address" or sanitizer():
             selftest = cuda_sim.object(SIM / "selftest.cpp", *MODES[mode])
             started["selftest", mode] = cuda_sim.link(f"selftest_{mode}", mode, [selftest])
-            kernels = cuda_sim.object(SIM / "kernels.cpp", *MODES[mode])
-            started["kernels", mode] = cuda_sim.link(f"kernels_{mode}.so", mode, [kernels], "-shared")
+            for harness in HARNESSES:
+                kernels = cuda_sim.object(SIM / f"{harness}.cpp", *MODES[mode])
+                started[harness, mode] = cuda_sim.link(f"{harness}_{mode}.so", mode, [kernels], "-shared")
     # The switch between threads of processors other than x86-64.
     portable = [cuda_sim.object(SIM / "executor.cpp", "-O2", "-DCUDA_SIM_UCONTEXT"), *cuda_sim.executor("fast")[1:]]
     portable.append(cuda_sim.object(SIM / "selftest.cpp", *MODES["fast"]))
     started["selftest", "portable"] = cuda_sim.link("selftest_portable", None, portable)
     out = tmp_path_factory.mktemp("planted")
-    for i, (name, (file, old, new, mode, _)) in enumerate(KERNEL_DEFECTS.items()):
-        if mode != "address" or sanitizer():
-            csrc = planted(out / str(i), (file, old, new))
-            kernels = cuda_sim.object(SIM / "kernels.cpp", *MODES[mode], csrc=csrc)
-            started[name] = cuda_sim.link(f"defect_{i}.so", mode, [kernels], "-shared")
+    for harness, (_, defects) in HARNESSES.items():
+        for i, (name, (file, old, new, mode, _)) in enumerate(defects.items()):
+            if mode != "address" or sanitizer():
+                csrc = planted(out / f"{harness}_{i}", (file, old, new))
+                kernels = cuda_sim.object(SIM / f"{harness}.cpp", *MODES[mode], csrc=csrc)
+                started[name] = cuda_sim.link(f"{harness}_{i}.so", mode, [kernels], "-shared")
     for mode in ("race", "address", "fast"):  # fast: for the tests of other files
         if mode != "address" or sanitizer():
-            started["operators", mode] = cuda_sim.operators(mode)
+            started["operators", mode] = cuda_sim.operators(mode) if mode == "fast" else cuda_sim.tests(mode)
     return lambda *name: started[name if len(name) > 1 else name[0]].result()
 
 
@@ -185,18 +218,28 @@ def test_planted_defect_is_caught(builds, needs_sanitizer, defect, mode, complai
 # --- the kernels of csrc/cuda -----------------------------------------------------------------------------------------
 
 
-def check(library: Path, mode: str) -> str:
-    return complains([sys.executable, SIM / "check.py", library], mode)
+def check(harness: str, library: Path, mode: str) -> str:
+    return complains([sys.executable, SIM / HARNESSES[harness][0], library], mode)
 
 
 @over_modes
-def test_kernels_match_numpy(builds, needs_sanitizer, mode):
-    assert check(builds("kernels", mode), mode) == ""
+@pytest.mark.parametrize("harness", HARNESSES)
+def test_kernels_match_numpy(builds, needs_sanitizer, harness, mode):
+    assert check(harness, builds(harness, mode), mode) == ""
 
 
-@pytest.mark.parametrize("name, mode", [(name, defect[3]) for name, defect in KERNEL_DEFECTS.items()])
-def test_defect_planted_in_a_kernel_is_caught(builds, needs_sanitizer, name, mode):
-    assert re.search(KERNEL_DEFECTS[name][-1], check(builds(name), mode))
+PLANTED = [
+    (harness, name, mode, complaint)
+    for harness, (_, defects) in HARNESSES.items()
+    for name, (*_, mode, complaint) in defects.items()
+]
+
+
+@pytest.mark.parametrize(
+    "harness, name, mode, complaint", PLANTED, ids=[f"{name}-{mode}" for _, name, mode, _ in PLANTED]
+)
+def test_defect_planted_in_a_kernel_is_caught(builds, needs_sanitizer, harness, name, mode, complaint):
+    assert re.search(complaint, check(harness, builds(name), mode))
 
 
 # --- the operators ----------------------------------------------------------------------------------------------------
@@ -204,7 +247,7 @@ def test_defect_planted_in_a_kernel_is_caught(builds, needs_sanitizer, name, mod
 
 @pytest.mark.parametrize("mode", ["address", "race"])
 def test_operators_in_every_mode(builds, needs_sanitizer, mode):
-    result = run_tests(mode, builds("operators", mode), "-x", capture_output=True, text=True)
+    result = builds("operators", mode)
     assert result.returncode == 0, (result.stdout + result.stderr)[-8000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= 20
 

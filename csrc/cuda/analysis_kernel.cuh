@@ -280,10 +280,11 @@ struct alignas(16) AnalysisShared {
 
 // Adds scale times a run of a packed code to what the warp has staged.
 template <typename A>
-__device__ __forceinline__ void add_code(const ScaledCode<A>& scaled, int64_t slab_run, A* staged_values, A* buffer) {
+__device__ __forceinline__ void add_code(const ScaledCode<A>& scaled, int64_t slab_run, int64_t room, A* staged_values,
+                                         A* buffer) {
   const int lane = threadIdx.x % warp_threads;
   const LanePart part(lane_mask(scaled.code, slab_run));
-  const A* from = run_values(scaled.code, slab_run);
+  const A* from = scaled.code.values + room;
   if (part.total <= value_buffer) {
 #pragma unroll 1
     for (int i = lane * unit_values<A>; i < part.total; i += warp_threads * unit_values<A>)
@@ -372,13 +373,13 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
     const int run_x = x + half * run_pixels;
     if (y >= shape.code_h || run_x >= shape.code_w) break;  // the whole warp
     const int64_t run = (int64_t(shared->image) * shape.code_h + y) * shape.row_runs() + run_x / run_pixels;
-    const int64_t slab_run = slab * shape.runs() + run;
+    const int64_t slab_run = shape.slab_run(run, slab), room = room_of(shape, run, slab);
     A* const run_staged = mine + half * staged_run;
     if (s.bias) {
       for (int m = 0; m < 16; ++m) run_staged[staged(lane, m)] += shared->bias[lane % 4 * 16 + m];
     }
-    if (s.first.code.masks) add_code(s.first, slab_run, run_staged, buffer);
-    if (s.second.code.masks) add_code(s.second, slab_run, run_staged, buffer);
+    if (s.first.code.masks) add_code(s.first, slab_run, room, run_staged, buffer);
+    if (s.second.code.masks) add_code(s.second, slab_run, room, run_staged, buffer);
 
     unsigned mask = 0;
     if (s.theta) {
@@ -400,10 +401,8 @@ __global__ void __launch_bounds__(block_threads, blocks) analysis_kernel(Analysi
     }
 
     const LanePart part(mask);
-    const uint32_t room = room_of<A>(shape, slab, run);
     s.out.masks[slab_run * warp_threads + lane] = static_cast<uint16_t>(mask);
-    if (lane == 0) s.out.offsets[slab_run] = room;
-    A* const values = s.out.values + int64_t(room) * unit_values<A>;
+    A* const values = s.out.values + room;
     const bool buffered = part.total <= value_buffer;
     A* to = (buffered ? buffer : values) + part.first;
 #pragma unroll 1

@@ -4,16 +4,19 @@
 namespace dsc::cuda {
 namespace {
 
-// The signal in the type of sums.
+// Of the slice from the signal `first` on, in the type of sums: in `plane`, or where it is.
 template <typename T>
-Tensor widened(const Packed<T>& packed, const Tensor& y) {
-  if (y.scalar_type() == accumulate_dtype(y)) return y;
-  const Tensor plane = packed.plane();
-  Combine<T> combine{};
-  combine.base = data<T>(y);
-  combine.out = mutable_data<accumulate_t<T>>(plane);
-  packed.synthesize({}, plane, combine);
-  return plane;
+const accumulate_t<T>* widened(const Packed<T>& part, const Tensor& y, int64_t first, const Tensor& plane) {
+  const T* const from = data<T>(y) + first * part.shape.signal_item();
+  if constexpr (std::is_same_v<T, accumulate_t<T>>) {
+    return from;
+  } else {
+    Combine<T> combine{};
+    combine.base = from;
+    combine.out = mutable_data<accumulate_t<T>>(plane);
+    part.synthesize({}, plane, combine);
+    return combine.out;
+  }
 }
 
 Sizes code_sizes(const Tensor& y, const Shape& shape) {
@@ -44,17 +47,22 @@ Tensor packed_conv_soft_threshold(const Tensor& y_, const Tensor& weight_, const
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const Packed<T> packed(y, shape, tensor_cores);
-    const Tensor plane = widened(packed, y), memory = packed.bytes(packed.size.bytes());
-    const PackedCode<A> code = packed.size.at(memory.mutable_data_ptr());
-    Analysis<A> analysis{};
-    analysis.plane = data<A>(plane);
-    analysis.bias = data<A>(dense_bias);
-    analysis.theta = data<A>(dense_theta);
-    analysis.one_sided = one_sided;
-    analysis.out = code;
-    packed.analyze(analysis, packed.analysis_table(data<T>(weight)));
-    packed.unpack(code, mutable_data<T>(codes));
+    const int64_t slice = Packed<T>::cached_slice(shape, 1, 2);
+    const Packed<T> packed(y, shape.of_batch(slice), tensor_cores);
+    const Tensor plane = packed.plane(), memory = packed.bytes(packed.size.bytes());
+    const Tensor table = packed.analysis_table(data<T>(weight));
+    for (int64_t first = 0; first < shape.batch(); first += slice) {
+      const Packed<T> part = packed.of_batch(std::min(slice, shape.batch() - first));
+      const PackedCode<A> code = part.size.at(memory.mutable_data_ptr());
+      Analysis<A> analysis{};
+      analysis.plane = widened(part, y, first, plane);
+      analysis.bias = data<A>(dense_bias);
+      analysis.theta = data<A>(dense_theta);
+      analysis.one_sided = one_sided;
+      analysis.out = code;
+      part.analyze(analysis, table);
+      part.unpack(code, mutable_data<T>(codes) + first * shape.code_item());
+    }
   });
   return codes;
 }
@@ -79,27 +87,35 @@ std::tuple<Tensor, Tensor, Tensor> packed_conv_soft_threshold_backward(const Ten
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const Packed<T> packed(y, shape, tensor_cores);
-    const Tensor memory = packed.bytes(2 * packed.size.bytes());
+    const int64_t slice = gradient_slice(shape), slices = ceil_div(shape.batch(), slice);
+    const Packed<T> packed(y, shape.of_batch(slice), tensor_cores);
+    const auto room = [&](bool wanted, int64_t count) { return packed.bytes(wanted ? count * int64_t(sizeof(A)) : 0); };
+    const Tensor plane = packed.plane(), memory = packed.bytes(2 * packed.size.bytes());
+    const Tensor partials = room(needs[1], packed.partials_size()), sums = room(true, packed.sums_size());
+    const Tensor slice_weights = room(needs[1], slices * weight.numel());
+    const Tensor slice_sums = room(sums_needed, slices * 2 * shape.atoms);
+    const Tensor table = packed.synthesis_table(data<T>(weight));
     char* const begin = static_cast<char*>(memory.mutable_data_ptr());
-    const PackedCode<A> code = packed.size.at(begin), gradient = packed.size.at(begin + packed.size.bytes());
-    packed.pack(Support::nonzeros, data<T>(codes), {}, code);
-    packed.pack(Support::of_code, data<T>(grad), code, gradient);
-    if (needs[1] || sums_needed) {
-      const Tensor plane = widened(packed, y);
-      const Tensor partials = packed.bytes(needs[1] ? packed.partials_size() * int64_t(sizeof(A)) : 0);
-      const Tensor sums = packed.bytes(packed.sums_size() * int64_t(sizeof(A)));
-      packed.correlate(data<A>(plane), gradient, code, needs[1] ? mutable_data<A>(partials) : nullptr,
+    for (int64_t i = 0; i < slices; ++i) {
+      const int64_t first = i * slice;
+      const Packed<T> part = packed.of_batch(std::min(slice, shape.batch() - first));
+      const PackedCode<A> code = part.size.at(begin), gradient = part.size.at(begin + packed.size.bytes());
+      part.pack(Support::nonzeros, data<T>(codes) + first * shape.code_item(), {}, code);
+      part.pack(Support::of_code, data<T>(grad) + first * shape.code_item(), code, gradient);
+      if (needs[1] || sums_needed)
+        part.correlate(widened(part, y, first, plane), gradient, code, needs[1] ? mutable_data<A>(partials) : nullptr,
                        mutable_data<A>(sums), false);
-      if (needs[1]) packed.reduce(partials, weight.numel(), mutable_data<T>(grad_weight));
-      if (sums_needed) packed.reduce(sums, 2 * shape.atoms, mutable_data<T>(grad_sums));
+      if (needs[1]) part.reduce(partials, weight.numel(), mutable_data<A>(slice_weights) + i * weight.numel());
+      if (sums_needed) part.reduce(sums, 2 * shape.atoms, mutable_data<A>(slice_sums) + i * 2 * shape.atoms);
+      if (needs[0]) {
+        Combine<T> combine{};
+        combine.tiles_scale = A(1);
+        combine.out = mutable_data<A>(grad_y) + first * shape.signal_item();
+        part.synthesize(gradient, table, combine);
+      }
     }
-    if (needs[0]) {
-      Combine<T> combine{};
-      combine.tiles_scale = A(1);
-      combine.out = mutable_data<A>(grad_y);
-      packed.synthesize(gradient, packed.synthesis_table(data<T>(weight)), combine);
-    }
+    if (needs[1]) packed.reduce_slices(slice_weights, slices, weight.numel(), mutable_data<T>(grad_weight));
+    if (sums_needed) packed.reduce_slices(slice_sums, slices, 2 * shape.atoms, mutable_data<T>(grad_sums));
   });
   return {grad_y, grad_weight, grad_sums};
 }

@@ -39,8 +39,8 @@ struct CorrelationShared {
 
 template <typename A, int lane_taps>
 __global__ void __launch_bounds__(block_threads, sizeof(A) == 8 || lane_taps > 3 ? 2
-                                                 : lane_taps > 1 ? 3
-                                                                 : 4) correlation_kernel(Correlation<A> s) {
+                                                 : lane_taps == 3 ? 3
+                                                                  : 4) correlation_kernel(Correlation<A> s) {
   using Shared = CorrelationShared<A>;
   DSC_DYNAMIC_SHARED(Shared, shared);
   const Shape& shape = s.shape;
@@ -85,12 +85,14 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 8 || lane_taps > 3
     // A thread has a pixel.
     const int y = tile_y * correlation_rows + warp, x = tile_x * correlation_columns + lane;
     const bool inside = y < shape.code_h && x < row_pixels;
-    const int64_t pixel = slab * shape.runs() * run_pixels + (image * shape.code_h + y) * row_pixels + x;
-    const uint64_t mask = inside ? reinterpret_cast<const uint64_t*>(s.code.masks)[pixel] : 0;
+    const int64_t run = (image * shape.code_h + y) * shape.row_runs() + x / run_pixels;
+    const uint64_t* const masks = reinterpret_cast<const uint64_t*>(s.code.masks) + x % run_pixels;
+    const uint64_t mask = inside ? masks[shape.slab_run(run, slab) * run_pixels] : 0;
     const unsigned low = static_cast<unsigned>(mask), high = static_cast<unsigned>(mask >> 32);
     const int count = __popcll(mask), before = scan(count, run_pixels) - count;
-    const A* value = inside ? run_values(s.code, pixel / run_pixels) + before : nullptr;
-    const A* sign = inside && s.signs.masks ? run_values(s.signs, pixel / run_pixels) + before : nullptr;
+    const int64_t room = room_of(shape, run, slab) + before;
+    const A* value = s.code.values + room;
+    const A* sign = s.signs.masks ? s.signs.values + room : nullptr;
     unsigned low_pixels = 0, high_pixels = 0;  // of atoms `lane` and `lane` + 32
 #pragma unroll 8
     for (int m = 0; m < warp_threads; ++m) {

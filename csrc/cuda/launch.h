@@ -1,10 +1,16 @@
 // What an operator does around its kernels: dtype, memory format, device, stream, launch.
+//
+// What a launch takes from its device is speed only: how many blocks share a loop, how much of a batch goes through all
+// iterations at a time. Sums are cut into the same parts on every device, so that results are the same, too.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <optional>
 
 #include "../core/tensors.h"
@@ -26,7 +32,7 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor, Mem
 
 inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size, ScalarType dtype,
                     MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(size, dtype, like.layout(), like.device(), false, format);
+  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
 inline Tensor empty_like(const Tensor& tensor, MemoryFormat format) {
@@ -54,8 +60,31 @@ inline bool aligned(const std::optional<Tensor>& tensor) { return !tensor || ali
 
 inline cudaStream_t current_stream(const Tensor& on) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+// Blocks of block_threads threads that the device has room for, and bytes of its L2 cache.
+struct DeviceLimits {
+  int64_t blocks, cache;
+};
+
+// Of the current device; asked for once, so a captured stream never meets the question twice.
+inline DeviceLimits device_limits() {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;
+  int device = 0;
+  STD_CUDA_CHECK(cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+    return int64_t(value);
+  };
+  const int64_t blocks = ask(cudaDevAttrMaxThreadsPerMultiProcessor) / block_threads;
+  return known[device] = {ask(cudaDevAttrMultiProcessorCount) * blocks, ask(cudaDevAttrL2CacheSize)};
 }
 
 // Launches exactly `grid` blocks of block_threads threads, with that many bytes of dynamic shared memory.
@@ -73,11 +102,13 @@ void launch(const Tensor& on, dim3 grid, size_t shared_bytes, void (*kernel)(Par
 }
 
 // Launches a kernel on the current stream of the tensor's device, which has to be the current one. The kernel strides
-// over its grid, so `blocks` is a wish; none means that there is nothing to do.
+// over its grid and writes the same whatever the grid is, so `blocks` is a wish: there are at most eight times as many
+// as the device has room for, so that those which end early make room for others. None: there is nothing to do.
 template <typename... Parameters, typename... Arguments>
 void launch(const Tensor& on, int64_t blocks, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (blocks == 0) return;
-  launch(on, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20))), 0, kernel, arguments...);
+  const int64_t most = 8 * device_limits().blocks;
+  launch(on, dim3(static_cast<unsigned>(std::min(blocks, most))), 0, kernel, arguments...);
 }
 
 // sums[i] = sum of partials[part][i] over the parts, rounded to the type of sums.

@@ -29,11 +29,12 @@ __global__ void __launch_bounds__(block_threads, 4)
     pack_kernel(Shape shape, Support support, const T* dense, PackedCode<accumulate_t<T>> model,
                 PackedCode<accumulate_t<T>> out) {
   using A = accumulate_t<T>;
-  const int64_t step = int64_t(gridDim.x) * block_warps, runs = shape.runs(), all = runs * shape.slabs();
+  const int64_t step = int64_t(gridDim.x) * block_warps, all = shape.slab_run(shape.runs(), 0);
   const int warp = threadIdx.x / warp_threads, lane = threadIdx.x % warp_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_warps + warp; i < all; i += step) {
-    const int slab = static_cast<int>(i / runs);
-    const DensePart dense_part(shape, slab, i % runs);
+    const int slab = static_cast<int>(i % shape.slabs());
+    const int64_t run = i / shape.slabs();
+    const DensePart dense_part(shape, slab, run);
     A values[16];
     unsigned mask = 0;
 #pragma unroll
@@ -44,10 +45,8 @@ __global__ void __launch_bounds__(block_threads, 4)
     }
     if (support == Support::of_code) mask = lane_mask(model, i);
     const LanePart part(mask);
-    const uint32_t room = room_of<A>(shape, slab, i % runs);
     out.masks[i * warp_threads + lane] = static_cast<uint16_t>(mask);
-    if (lane == 0) out.offsets[i] = room;
-    A* to = out.values + int64_t(room) * unit_values<A> + part.first;
+    A* to = out.values + room_of(shape, run, slab) + part.first;
 #pragma unroll
     for (int m = 0; m < 16; ++m)
       if (mask >> m & 1u) *to++ = values[m];
@@ -58,12 +57,14 @@ template <typename T>
 __global__ void __launch_bounds__(block_threads, 4)
     unpack_kernel(Shape shape, PackedCode<accumulate_t<T>> code, T* dense) {
   using A = accumulate_t<T>;
-  const int64_t step = int64_t(gridDim.x) * block_warps, runs = shape.runs(), all = runs * shape.slabs();
+  const int64_t step = int64_t(gridDim.x) * block_warps, all = shape.slab_run(shape.runs(), 0);
   const int warp = threadIdx.x / warp_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_warps + warp; i < all; i += step) {
-    const DensePart dense_part(shape, static_cast<int>(i / runs), i % runs);
+    const int slab = static_cast<int>(i % shape.slabs());
+    const int64_t run = i / shape.slabs();
+    const DensePart dense_part(shape, slab, run);
     const LanePart part(lane_mask(code, i));
-    const A* from = run_values(code, i) + part.first;
+    const A* from = code.values + room_of(shape, run, slab) + part.first;
 #pragma unroll
     for (int m = 0; m < 16; ++m) {
       const A value = part.mask >> m & 1u ? *from++ : A(0);

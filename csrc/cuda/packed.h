@@ -9,6 +9,10 @@
 #include "pack_kernels.cuh"
 #include "synthesis_kernels.cuh"
 
+#ifndef DSC_GRADIENT_PIXELS  // tests have less
+#define DSC_GRADIENT_PIXELS (1 << 17)
+#endif
+
 namespace dsc::cuda {
 
 using Sizes = std::vector<int64_t>;
@@ -19,7 +23,7 @@ inline Shape make_shape(const Tensor& y, const Tensor& weight, int64_t lead, con
   const int64_t spatial = y.dim() - 2;
   STD_TORCH_CHECK((spatial == 1 || spatial == 2) && weight.dim() == lead + y.dim() &&
                       weight.size(lead + 1) == y.size(1) && int64_t(stride.size()) == spatial &&
-                      int64_t(padding.size()) == spatial,
+                      int64_t(padding.size()) == spatial && y.numel() > 0 && weight.numel() > 0,
                   "dsc_ops: signal, weight, stride and padding do not fit together");
   const auto of = [&](const auto& values, int64_t axis) { return axis < 0 ? int64_t(1) : int64_t(values[axis]); };
   int64_t signal[2] = {1, 1}, kernel[2] = {1, 1}, strides[2] = {1, 1}, paddings[2] = {0, 0}, code[2] = {1, 1};
@@ -45,6 +49,7 @@ inline Shape make_shape(const Tensor& y, const Tensor& weight, int64_t lead, con
   shape.code_image = m * shape.code_atom;
   shape.code_row = code[1];
   if (signal[0] == 1 && kernel[0] == 1 && paddings[0] == 0) {  // the signals are the rows of one image
+    shape.rows_are_signals = true;
     shape.images = 1;
     shape.signal_h = shape.code_h = int(n);
     shape.stride_h = 1;
@@ -57,13 +62,26 @@ inline Shape make_shape(const Tensor& y, const Tensor& weight, int64_t lead, con
   STD_TORCH_CHECK(tile * (y.scalar_type() == ScalarType::Double ? 8 : 4) <= 64 * 1024,
                   "dsc_ops: no packed kernel for a kernel of this size and stride");
   constexpr int64_t most = int64_t(1) << 31;
-  STD_TORCH_CHECK(shape.runs() * run_pixels * m < 2 * most && shape.signal_w + 2 * shape.padding_w < most / 4 &&
+  STD_TORCH_CHECK(shape.slab_run(shape.runs(), 0) < most && shape.signal_w + 2 * shape.padding_w < most / 4 &&
                       shape.signal_h + 2 * shape.padding_h < most / 4,
-                  "dsc_ops: a code of this size has no place in 32-bit offsets of 16 bytes");
+                  "dsc_ops: a code of this size has more blocks than a launch");
   return shape;
 }
 
-// The steps of one call. Tensors that it makes are bytes: torch's allocator gives multiples of 512.
+// Equal slices, the last one perhaps smaller, of at most `most` signals.
+inline int64_t even_slice(int64_t batch, int64_t most) {
+  const int64_t slices = ceil_div(batch, std::clamp<int64_t>(most, 1, batch));
+  return ceil_div(batch, slices);
+}
+
+// Signals of a slice for gradients: so many pixels of a slab, whose codes and gradients a large L2 cache holds at usual
+// densities. The same on every device: it is part of the order in which a weight's gradient is summed up.
+inline int64_t gradient_slice(const Shape& shape) {
+  return even_slice(shape.batch(), int64_t(DSC_GRADIENT_PIXELS) * shape.batch() / shape.slab_pixels());
+}
+
+// The steps of one call, for a slice of its batch. Tensors that it makes are bytes: torch's allocator gives multiples
+// of 512.
 template <typename T>
 class Packed {
  public:
@@ -71,11 +89,24 @@ class Packed {
 
   Packed(const Tensor& on, const Shape& shape, bool tensor_cores);
 
-  const Shape shape;
-  const PackedSize<A> size;
+  // The same for a slice of so many signals, which are no more than here.
+  Packed of_batch(int64_t signals) const {
+    Packed slice = *this;
+    slice.shape = shape.of_batch(signals);
+    slice.size = PackedSize<A>(slice.shape);
+    return slice;
+  }
+
+  Shape shape;
+  PackedSize<A> size;
 
   Tensor bytes(int64_t count) const { return empty(on_, {count}, ScalarType::Byte); }
   Tensor plane() const { return bytes(shape.signal_size() * int64_t(sizeof(A))); }
+
+  // Signals that go through all iterations before the next ones do, for the sake of the L2 cache: as many as have room
+  // in half of it with `codes` packed codes, of which a quarter is non-zero, and `planes` signals, but no fewer than
+  // give every multiprocessor its blocks. Results do not depend on it.
+  static int64_t cached_slice(const Shape& shape, int64_t codes, int64_t planes);
 
   // A weight as synthesize and analyze read it.
   Tensor synthesis_table(const T* weight) const;
@@ -102,13 +133,13 @@ class Packed {
   int64_t partials_size() const { return correlation_blocks() * shape.atoms * shape.taps(); }
   int64_t sums_size() const { return correlation_blocks() * 2 * shape.atoms; }
 
-  // Of the blocks' partials or sums.
-  void reduce(const Tensor& partials, int64_t count, T* out) const;
+  // Of the blocks' partials or sums; and of those that slices of the batch have.
+  void reduce(const Tensor& partials, int64_t count, A* out) const;
+  void reduce_slices(const Tensor& sums, int64_t slices, int64_t count, T* out) const;
 
  private:
   Tensor on_;
   bool tensor_cores_;
-  Tiles tiles_{};
   int64_t table_rounds_ = 0;
   Tensor pieces_;
 };

@@ -12,7 +12,7 @@ struct Tiling {
   static constexpr int stride = stride_;
   using S = Segments<taps>;
   using Products = FusedProducts<A, taps, stride>;
-  static constexpr int blocks = sizeof(A) == 8 ? 1 : stride == 1 ? 4 : 3;
+  static constexpr int blocks = sizeof(A) == 8 ? 1 : 4;
 };
 
 // visit(Tiling) for a shape. dsc_ops/_composed.py knows the same table.
@@ -51,15 +51,37 @@ void visit_analyzer(const Shape& shape, bool tensor_cores, const Visit& visit) {
     });
 }
 
+template <typename A>
+Tiles synthesis_tiles(const Shape& shape) {
+  Tiles tiles{};
+  visit_tiling<A>(shape, [&](auto tiling) { tiles = tiles_of<typename decltype(tiling)::S>(shape); });
+  return tiles;
+}
+
+// Of all blocks of a synthesis.
+template <typename A>
+int64_t pieces_bytes(const Shape& shape) {
+  const Tiles tiles = synthesis_tiles<A>(shape);
+  return int64_t(shape.images) * tiles.down * tiles.across * shape.channels * tiles.piece() * int64_t(sizeof(A));
+}
+
 template <typename T>
 Packed<T>::Packed(const Tensor& on, const Shape& shape, bool tensor_cores)
     : shape(shape), size(shape), on_(on), tensor_cores_(tensor_cores) {
-  visit_tiling<A>(shape, [&](auto tiling) {
-    using S = typename decltype(tiling)::S;
-    tiles_ = tiles_of<S>(shape);
-    table_rounds_ = S::passes(shape) * shape.slabs();
-  });
-  pieces_ = bytes(int64_t(shape.images) * tiles_.down * tiles_.across * shape.channels * tiles_.piece() * sizeof(A));
+  visit_tiling<A>(shape, [&](auto tiling) { table_rounds_ = decltype(tiling)::S::passes(shape) * shape.slabs(); });
+  pieces_ = bytes(pieces_bytes<A>(shape));
+}
+
+template <typename T>
+int64_t Packed<T>::cached_slice(const Shape& shape, int64_t codes, int64_t planes) {
+  const DeviceLimits device = device_limits();
+  const int64_t batch = shape.batch();
+  const PackedSize<A> size(shape);
+  const int64_t code = size.masks * 2 + size.values * int64_t(sizeof(A)) / 4;
+  const int64_t bytes = codes * code + planes * shape.signal_size() * int64_t(sizeof(A)) + pieces_bytes<A>(shape);
+  const int64_t fits = batch * (device.cache / 2) / bytes;
+  const int64_t fills = ceil_div(batch * device.blocks * analysis_rows * analysis_columns, shape.slab_pixels());
+  return even_slice(batch, std::max(fits, fills));
 }
 
 template <typename T>
@@ -99,15 +121,16 @@ void Packed<T>::unpack(const PackedCode<A>& code, T* dense) const {
 template <typename T>
 void Packed<T>::synthesize(const PackedCode<A>& code, const Tensor& table, Combine<T> combine) const {
   combine.shape = shape;
-  combine.tiles = tiles_;
+  combine.tiles = synthesis_tiles<A>(shape);
   combine.pieces = data<A>(pieces_);
   if (code.masks) {
     visit_tiling<A>(shape, [&](auto tiling) {
       using Tiling = decltype(tiling);
       using Shared = SynthesisShared<A, typename Tiling::S, Tiling::stride>;
-      launch(on_, dim3(unsigned(int64_t(shape.images) * tiles_.down * tiles_.across)), sizeof(Shared),
+      const Tiles& tiles = combine.tiles;
+      launch(on_, dim3(unsigned(int64_t(shape.images) * tiles.down * tiles.across)), sizeof(Shared),
              synthesis_kernel<A, typename Tiling::S, Tiling::stride>,
-             Synthesis<A>{shape, tiles_, code, data<A>(table), mutable_data<A>(pieces_)});
+             Synthesis<A>{shape, tiles, code, data<A>(table), mutable_data<A>(pieces_)});
     });
   } else {
     combine.tiles.down = 0;
@@ -162,8 +185,13 @@ void Packed<T>::correlate(const A* plane, const PackedCode<A>& code, const Packe
 }
 
 template <typename T>
-void Packed<T>::reduce(const Tensor& partials, int64_t count, T* out) const {
+void Packed<T>::reduce(const Tensor& partials, int64_t count, A* out) const {
   sum_partials(on_, data<A>(partials), correlation_blocks(), count, out);
+}
+
+template <typename T>
+void Packed<T>::reduce_slices(const Tensor& sums, int64_t slices, int64_t count, T* out) const {
+  sum_partials(on_, data<A>(sums), slices, count, out);
 }
 
 }  // namespace dsc::cuda

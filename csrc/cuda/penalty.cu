@@ -22,8 +22,9 @@ std::tuple<Tensor, Tensor> l1_norm(const Tensor& x, double alpha) {
   visit_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    launch(x, blocks, l1_norm_kernel<T>, data<T>(dense_x), whole_vectors<T>(x, aligned(dense_x)), x.numel(), alpha,
-           mutable_data<A>(norms), mutable_data<int64_t>(counts));
+    if (blocks > 0)
+      launch(x, dim3(unsigned(blocks)), 0, l1_norm_kernel<T>, data<T>(dense_x), whole_vectors<T>(x, aligned(dense_x)),
+             x.numel(), alpha, mutable_data<A>(norms), mutable_data<int64_t>(counts));
     sum_partials<A, A>(norms, norm);
   });
   sum_partials<int64_t, int64_t>(counts, count);

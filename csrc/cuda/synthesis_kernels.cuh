@@ -73,11 +73,11 @@ __global__ void __launch_bounds__(block_threads, 1)
 template <typename A, typename S, int stride>
 struct SynthesisShared {
   static constexpr int columns = ((S::warp_columns - 1) * stride + S::taps) | 1;  // odd: lanes meet different banks
-  static constexpr int entries = slab_atoms * 4;  // at least a column of code pixels with all atoms present
+  static constexpr int entries = slab_atoms * S::warp_rows;  // a column of code pixels with all atoms present
   A table[slab_atoms * slab_atoms];
   A sums[block_warps][warp_threads][columns];
   A value[block_warps][entries];
-  uint16_t atom[block_warps][entries];
+  uint8_t atom[block_warps][entries];
 };
 
 template <typename A>
@@ -90,7 +90,9 @@ struct Synthesis {
 };
 
 template <typename A, typename S, int stride>
-__global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthesis_kernel(Synthesis<A> s) {
+__global__ void __launch_bounds__(block_threads, sizeof(A) == 8 ? 1
+                                                 : stride == 1  ? 4
+                                                                : 3) synthesis_kernel(Synthesis<A> s) {
   using Shared = SynthesisShared<A, S, stride>;
   constexpr int taps = S::taps, lanes = S::lanes, vector = unit_values<A>;
   DSC_DYNAMIC_SHARED(Shared, shared);
@@ -103,19 +105,18 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
   const int row = warp / 2 * S::warp_rows + lane / lanes;  // in the tile
   const int y = tile_y * S::tile_rows + row, x = tile_x * S::tile_columns + warp % 2 * S::warp_columns;
   const int passes = S::passes(shape), row_pixels = shape.row_runs() * run_pixels;
-  const int64_t row_start = (image * shape.code_h + y) * row_pixels;
+  const int64_t row_run = (image * shape.code_h + y) * shape.row_runs();
   A* const piece = s.pieces + tile * shape.channels * tiles.piece();
   A* const sums = shared->sums[warp][lane];
 
   for (int round = 0; round < passes * shape.slabs(); ++round) {
     const int slab = round / passes, pass = round % passes;
     const A* const table = s.table + int64_t(round) * slab_atoms * slab_atoms;
-    __syncthreads();  // the sums of the round before are read
     for (int i = thread * vector; i < slab_atoms * slab_atoms; i += block_threads * vector)
       copy_async16(shared->table + i, table + i);
     copy_async_commit();
     copy_async_wait<0>();
-    __syncthreads();
+    __syncthreads();  // the table is there, the sums of the round before are read
 
     A running[taps];
 #pragma unroll
@@ -124,11 +125,11 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
     for (int first = 0; first < S::warp_columns; first += lanes) {  // a pixel to each lane of a row
       const int pixel_x = x + first + lane % lanes;
       const bool inside = y < shape.code_h && pixel_x < row_pixels;
-      const int64_t pixel = slab * shape.runs() * run_pixels + row_start + pixel_x;
-      uint64_t mask = inside ? reinterpret_cast<const uint64_t*>(s.code.masks)[pixel] : 0;
+      const int64_t run = row_run + pixel_x / run_pixels;
+      const uint64_t* const masks = reinterpret_cast<const uint64_t*>(s.code.masks) + pixel_x % run_pixels;
+      uint64_t mask = inside ? masks[shape.slab_run(run, slab) * run_pixels] : 0;
       const int count = __popcll(mask);
-      const A* from = s.code.values + scan(count, run_pixels) - count;
-      if (inside) from += int64_t(s.code.offsets[pixel / run_pixels]) * vector;
+      const A* from = s.code.values + room_of(shape, run, slab) + scan(count, run_pixels) - count;
 
       // As many columns at a time as have room for their entries. There is always room for one.
       int window = count, width = 1;
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(A) == 4 ? 3 : 1) synthes
         const int size = mine ? count : 0, at = scan(size) - size;
         __syncwarp();
         for (int i = at; i < at + size; ++i) {
-          shared->atom[warp][i] = static_cast<uint16_t>(__ffsll(mask) - 1);
+          shared->atom[warp][i] = static_cast<uint8_t>(__ffsll(mask) - 1);
           shared->value[warp][i] = *from++;
           mask &= mask - 1;
         }

@@ -1,4 +1,4 @@
-// Launches with the limits of an H100, for which it also answers when asked about the device.
+// Launches with the limits of an H100. Asked about the device, it answers for the one that the test has chosen.
 #include "host_api.h"
 
 #include <algorithm>
@@ -9,6 +9,8 @@
 namespace {
 
 cudaError_t last_error = cudaSuccess;
+int chosen_device = 0;
+uint64_t launched = 0;
 
 cudaError_t failed(cudaError_t error, const std::string& why) {
   cuda_sim::set_complaint(why);
@@ -29,18 +31,20 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = chosen_device;
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  static const std::map<cudaDeviceAttr, int> values = {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  // Device 0 is an H100, device 1 has room for one block and a cache for nothing.
+  const bool large = device == 0;
+  const std::map<cudaDeviceAttr, int> values = {
+      {cudaDevAttrMultiProcessorCount, large ? 132 : 1},
+      {cudaDevAttrL2CacheSize, large ? 50 << 20 : 0},
+      {cudaDevAttrMaxThreadsPerMultiProcessor, large ? 2048 : 256},
       {cudaDevAttrMaxThreadsPerBlock, 1024},
       {cudaDevAttrMaxSharedMemoryPerBlock, cuda_sim::default_shared_bytes},
       {cudaDevAttrWarpSize, cuda_sim::warp_threads},
-      {cudaDevAttrMultiProcessorCount, 132},
-      {cudaDevAttrL2CacheSize, 50 << 20},
-      {cudaDevAttrMaxThreadsPerMultiProcessor, 2048},
       {cudaDevAttrComputeCapabilityMajor, 9},
       {cudaDevAttrComputeCapabilityMinor, 0},
       {cudaDevAttrMaxSharedMemoryPerMultiprocessor, 228 * 1024},
@@ -64,6 +68,9 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 
 namespace cuda_sim {
 
+void use_device(int device) { chosen_device = device; }
+uint64_t launches() { return launched; }
+
 cudaError_t set_most_dynamic_bytes(const void* kernel, cudaFuncAttribute attribute, int bytes) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || bytes < 0 ||
       static_cast<size_t>(bytes) > most_shared_bytes)
@@ -73,6 +80,7 @@ cudaError_t set_most_dynamic_bytes(const void* kernel, cudaFuncAttribute attribu
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const Body& body) {
+  ++launched;
   const dim3 grid = config.gridDim, block = config.blockDim;
   if (block.x < 1 || block.x > 1024) return failed(cudaErrorInvalidConfiguration, "a block has 1 to 1024 threads");
   if (block.y != 1 || block.z != 1)

@@ -50,6 +50,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 
 namespace cuda_sim {
 
+void use_device(int device);
+uint64_t launches();
 cudaError_t set_most_dynamic_bytes(const void* kernel, cudaFuncAttribute attribute, int bytes);
 cudaError_t launch(const cudaLaunchConfig_t& config, const Body& body);
 

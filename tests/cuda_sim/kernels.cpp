@@ -1,43 +1,14 @@
 // The CUDA kernels for float32 behind a plain C interface: what check.py loads, to see that defects planted in the
 // kernels are caught. No torch header is needed, so that each is compiled in a moment.
-//
-// Arrays are copied to heap blocks of exactly their size, which stand for device memory: the address sanitizer sees the
-// first byte beyond. Every function returns the executor's complaint, or an empty string.
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "cuda/penalty_kernels.cuh"
 #include "cuda/threshold_kernels.cuh"
+#include "harness.h"
 
 namespace {
 
 using namespace dsc::cuda;
-
-template <typename T>
-class DeviceArray {
- public:
-  DeviceArray(T* host, int64_t size) : host_(host), memory_(host, host + size) {}
-  DeviceArray(const DeviceArray&) = delete;
-  ~DeviceArray() { std::copy(memory_.begin(), memory_.end(), host_); }
-  T* data() { return memory_.data(); }
-
- private:
-  T* host_;
-  std::vector<T> memory_;
-};
-
-std::string error;
-
-// One launch of several: after a complaint no more of them run.
-template <typename... Parameters, typename... Arguments>
-void launch(int64_t blocks, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  if (blocks == 0 || !error.empty()) return;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(block_threads);
-  if (cudaLaunchKernelEx(&config, kernel, arguments...) != cudaSuccess) error = cuda_sim::complaint();
-}
 
 template <typename T>
 void sum_partials(const std::vector<T>& partials, DeviceArray<T>& sums, int64_t count) {
@@ -45,15 +16,7 @@ void sum_partials(const std::vector<T>& partials, DeviceArray<T>& sums, int64_t 
   launch(ceil_div(count, sums_per_block(parts)), sum_partials_kernel<T, T>, partials.data(), parts, count, sums.data());
 }
 
-const char* complaint() {
-  static std::string last;
-  last = std::exchange(error, {});
-  return last.c_str();
-}
-
 }  // namespace
-
-#define DSC_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
 

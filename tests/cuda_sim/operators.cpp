@@ -31,6 +31,8 @@ DSC_EXPORT AOTITorchError torch_c10_cuda_check_msg(int32_t status, const char*, 
 
 DSC_EXPORT void torch_c10_cuda_free_error_msg(char* message) { free(message); }
 
+DSC_EXPORT void cuda_sim_use_device(int device) { cuda_sim::use_device(device); }
+DSC_EXPORT uint64_t cuda_sim_launches() { return cuda_sim::launches(); }
 DSC_EXPORT void cuda_sim_seed(uint64_t seed) { cuda_sim::seed(seed); }
 DSC_EXPORT uint64_t cuda_sim_switches() { return cuda_sim::switches(); }
 }
