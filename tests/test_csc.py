@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.library import opcheck
 
 from dsc_ops import ConvSoftThreshold, functional
 from dsc_ops.layers import csc
@@ -293,6 +294,23 @@ def test_running_statistics_are_those_of_batch_norm_in_each_pass():
     for p, i in itertools.product(range(3), range(2)):
         torch.testing.assert_close(block.layers[i].running_mean[p], norms[p][i].running_mean)
         torch.testing.assert_close(block.layers[i].running_var[p], norms[p][i].running_var)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("keep_tape", [True, False])
+def test_opcheck_of_msd_csc(training, keep_tape):
+    block, passes = shaken(MSDCSCBlock(3, [1, 2], 1, "fista", in_channels=2)).train(training), 2
+    filters = [layer.dictionary.detach() for layer in block.layers]
+    codes = [torch.randn(sum(layer.bias.numel() for layer in block.layers)) for _ in range(3)]
+    statistics = [torch.rand(passes, len(codes[0])) + 0.5 for _ in range(2)]
+    y, rest = torch.randn(2, 2, 5, 6), (block.dilations, 1, True, training, 1e-5)
+    arguments = (y, filters, torch.rand(2), *codes, *statistics, *rest)
+    result, tape, *statistics = torch.ops.dsc_ops.msd_csc(*arguments, keep_tape)
+    found = opcheck(torch.ops.dsc_ops.msd_csc.default, (*arguments, keep_tape))
+    assert set(found.values()) == {"SUCCESS"}
+    if keep_tape:
+        backward = (torch.randn_like(result), tape, *arguments[:6], *statistics, *rest)
+        assert set(opcheck(torch.ops.dsc_ops.msd_csc_backward.default, backward).values()) == {"SUCCESS"}
 
 
 def test_without_unfoldings_msd_csc_is_the_dense_network():
