@@ -469,7 +469,7 @@ def test_convert_takes_pairs_and_lists_what_it_leaves():
 def test_convert_follows_the_pattern():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
     assert csc.convert(model, "2.*") == csc.Conversion(["2.0"], {})
-    assert csc.convert(model, "nothing") == csc.Conversion()
+    assert csc.convert(model, "nothing") == csc.Conversion([], {})
 
 
 # --- robust inference -------------------------------------------------------------------------------------------------

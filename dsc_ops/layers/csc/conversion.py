@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -18,8 +18,8 @@ LAYERS = {nn.Conv1d: ConvSoftThreshold1d, nn.Conv2d: ConvSoftThreshold}
 class Conversion:
     """What :func:`convert` did: names of the layers that it made, and of the convolutions it left, with the reason."""
 
-    converted: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
+    converted: list[str]
+    left: dict[str, str]
 
 
 def convert(model: nn.Module, pattern: str = "*") -> Conversion:
@@ -43,7 +43,7 @@ def convert(model: nn.Module, pattern: str = "*") -> Conversion:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be an nn.Module, got {type(model).__name__}")
-    result = Conversion()
+    result = Conversion([], {})
     # nn.Module's own lists leave out what they have named before.
     uses = Counter(id(held) for m in model.modules() for held in (*m._modules.values(), *m._parameters.values()))
     for path, parent in list(model.named_modules()):

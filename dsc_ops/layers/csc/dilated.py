@@ -130,7 +130,7 @@ class MSDCSCBlock(nn.Module):
         eps, momentum: of batch norm, as in nn.BatchNorm2d.
 
     Layer i has 3x3 filters F_i of dilation and padding s_i and the dictionary D_i = [I, F_i^T]. With x_0 = y,
-    D_i^T x = [x; F_i x] and T_i(u) = relu(BN_i(u)),
+    D_i^T x = [x; F_i x] and T_i(u) = relu(BN_i(u))::
 
         forward pass     x_i = T_i(c_i D_i^T x_{i-1} + b_i)
         an unfolding     g_d = x_d (with "fista": x_d + (t - 1)/t' (x_d - its value before)), g_{i-1} = D_i g_i, then
