@@ -30,10 +30,18 @@ class Group:
     seeds: int
 
 
+CSC = {
+    "mlcsc": ("mlcsc-cifar-ml-ista", "mlcsc-cifar-cnn"),
+    "msdcsc": ("msdnet6", "msdcsc6-1", "msdcsc6-2"),
+    "rescsc": ("rescsc-20", "resnet-20", "plain-20"),
+    "sdnet": ("sdnet10", "resnet10"),
+}
 GROUPS = {
     "lenet5": Group(tuple(f"lenet5-{name}{l1}" for name in ("relu", "elu", "mish") for l1 in ("", "-l1")), 3),
     "vgg11": Group(("vgg11-relu", "vgg11-relu-l1"), 1),
     "unet": Group(("unet", "unet-l1"), 2),
+    **{name: Group(rows, 1) for name, rows in CSC.items()},
+    "csc": Group(tuple(row for rows in CSC.values() for row in rows), 1),
 }
 
 
