@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m examples.experiments",
         description="Run a group of rows of the papers' tables. First each row is tried for an epoch; from these times "
-        "follows the number of epochs that fit the budget, the same for all rows, and the learning rate's cosine ends "
+        "follows the number of epochs that fit the budget, the same for all rows, and the learning rate's fall ends "
         "with them. Both stand in OUTPUT/GROUP.json, so that the same command, after a kill, goes on as planned: "
         "finished runs are not run again, an unfinished one goes on from its checkpoint.",
         epilog="Groups: " + "; ".join(f"{name}: {', '.join(g.rows)}, {g.seeds} seeds" for name, g in GROUPS.items()),

@@ -249,6 +249,36 @@ def family_tables(results: Results) -> str:
     return "\n".join(texts)
 
 
+def robust_table(output: Path) -> str:
+    path = output / "robust.json"
+    if not path.exists():
+        return f"{NOT_RUN.capitalize()}: `python -m examples.robust RUN --output {output}` measures it.\n"
+    found, rows = json.loads(path.read_text()), []
+    points = [(name, point) for name, values in found["corruptions"].items() for point in values["points"]]
+    for name, point in [*points, *found.get("attacks", {}).items()]:
+        kind = f"{name} {point['level']:g}" if "level" in point else name
+        ours = [f"{100 * point['as_trained']:.2f}", f"{100 * point['adapted']:.2f}", f"{point['lambda']:.2f}"]
+        paper = ["" if number is None else f"{number:.2f}" for number in csc_tables.PAPER_ROBUST[name]]
+        rows.append([kind, *ours, *paper])
+    header = [
+        "",
+        "ours, as trained",
+        "ours, adapted",
+        "lambda",
+        "paper, ResNet-18",
+        "paper, SDNet-18",
+        "paper, adapted",
+    ]
+    better = sum(point["adapted"] > point["as_trained"] for _, point in points)
+    note = (
+        f"`{found['row']}` after {found['epochs']} epochs, {found['pictures']} test pictures, accuracies in %; "
+        f"without noise {100 * found['clean']:.2f}. The paper's are means over the severities of CIFAR-10-C, which is "
+        "other noise. The adapted lambda, which is the paper's point, is better than that of the training at "
+        f"{better} of {len(points)} levels of noise.\n\n"
+    )
+    return note + table(header, rows) + "\n![Accuracy against lambda](robust.png)\n"
+
+
 def runs_table(results: Results) -> str:
     rows = []
     for row in ROWS:
@@ -291,6 +321,9 @@ Numbers in the column "paper" are the papers', which train for 150 to 220 epochs
 epochs as the last column says, and of few seeds: differences of less than a point between them may be chance.
 
 {family_tables(results)}
+### SDNet: robust inference
+
+{robust_table(output)}
 ## Figures
 
 {drawn or NOT_RUN.capitalize()}

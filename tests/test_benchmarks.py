@@ -361,6 +361,17 @@ def test_a_csc_block_is_compared_with_its_plain_writing(name):
         assert all(gradient.isfinite().all() for gradient in made[baseline]())
 
 
+def test_an_sdnet_layer_follows_its_dictionary_in_each_step(monkeypatch):
+    followed, follow = [], csc.CSCConv._follow
+    monkeypatch.setattr(csc.CSCConv, "_follow", lambda layer, atoms: followed.append(follow(layer, atoms)))
+    steps = csc.BLOCKS["sdnet-3-64, K=2"].make(1, "cpu")
+    for count in (1, 2):
+        steps["fused"]()
+        assert len(followed) == count
+    steps["plain"]()
+    assert len(followed) == 2
+
+
 def test_a_csc_block_that_differs_is_not_timed(monkeypatch):
     definition = csc.reference.csc_conv
     monkeypatch.setattr(csc.reference, "csc_conv", lambda y, d, lam, *given: definition(y, d, 2 * lam, *given))

@@ -489,6 +489,11 @@ def test_robust_inference_writes_its_results_and_figure(sdnet, root, tmp_path, m
             assert 0.05 <= point["lambda"] <= 0.5 and len(curve) == 2
     assert (tmp_path / "robust.png").read_bytes().startswith(b"\x89PNG")
     assert "gaussian 0.2: " in capsys.readouterr().out
+    shown, first = report.robust_table(tmp_path), found["corruptions"]["gaussian"]["points"][0]
+    numbers = f"{100 * first['as_trained']:.2f} | {100 * first['adapted']:.2f} | {first['lambda']:.2f}"
+    assert f"| gaussian 0.02 | {numbers} | 44.43 | 50.58 | 64.92 |" in shown and "| PGD L2 0.5 |" in shown
+    better = sum(p["adapted"] > p["as_trained"] for v in found["corruptions"].values() for p in v["points"])
+    assert f"{better} of 4 levels" in shown and "Not run" in report.robust_table(tmp_path / "none")
     # The layer is left with the lambda that it was trained with.
     model, _ = robust_inference.load(sdnet)
     assert float(model.network.stem.conv.lam) == pytest.approx(0.1)
