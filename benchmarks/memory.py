@@ -58,8 +58,13 @@ def in_child(task: Problem, name: str, threads: int | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "problem.pt"
         torch.save((task, threads or torch.get_num_threads()), file)
-        command = [sys.executable, "-m", "benchmarks.memory", str(file), name]
-        child = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        return ask("benchmarks.memory", str(file), name)
+
+
+def ask(module: str, what: str, name: str, *arguments: str) -> int:
+    """Bytes that a module prints as a process of its own, for one contender."""
+    command = [sys.executable, "-m", module, what, name, *arguments]
+    child = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if child.returncode:
         reason = (child.stderr.strip() or f"it ended with status {child.returncode}").splitlines()[-1]
         raise RuntimeError(f"the process that measures the memory of {name} failed: {reason}")
@@ -76,9 +81,12 @@ def child(file: str, name: str) -> int:
 
 
 def on_gpu(task: Problem, name: str, device: str) -> int:
-    """Bytes of a training step of one contender, as torch's allocator counts them."""
-    entry = contender(name, task.case)
-    step = call(entry, task.to(device), "training")
+    """Bytes of a training step of one contender on a GPU."""
+    return peak_on_gpu(call(contender(name, task.case), task.to(device), "training"), device)
+
+
+def peak_on_gpu(step: Callable[[], Any], device: str) -> int:
+    """Bytes that a call adds at its peak, as torch's allocator counts them."""
     step()  # libraries ask for their workspaces in the first call
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)

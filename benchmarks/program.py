@@ -24,9 +24,10 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time the fused K-step LISTA against the best that plain PyTorch and torch.compile do, in turns, "
-        "beside the machine's own limits; print medians, spread (interquartile range) and the ratio to the fastest "
-        "baseline. A whole run, without options, takes about a quarter of an hour on two cores and writes "
-        "benchmarks/results/MACHINE.json and the figures in docs/performance; any other writes into runs/.",
+        "beside the machine's own limits, and the convolutional sparse coding layers against their plain writings; "
+        "print medians, spread (interquartile range) and the ratio to the fastest baseline. A whole run, without "
+        "options, takes a quarter of an hour or more on two cores and writes benchmarks/results/MACHINE.json and the "
+        "figures in docs/performance; any other writes into runs/.",
         epilog="cases: "
         + "; ".join(f"{case.name} ({case.why})" for case in CASES.values())
         + ". sections: "
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="a few minutes: density 0.1, K unrolled iterations, no compilation, no peers",
+        help="a few minutes: density 0.1, K unrolled iterations, no compilation, no csc, no peers",
     )
     add(
         "--check",

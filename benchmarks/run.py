@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import memory, operators, peers
+from benchmarks import csc, memory, operators, peers
 from benchmarks.cases import CASES, DENSITIES, SETTINGS, Case
 from benchmarks.contenders import BASELINES, MODES
 from benchmarks.machine import machine, machine_name, write_whole
@@ -41,13 +41,14 @@ IDENTITY = (
     "threads",
     "dtype",
 )
-ON_GPU = ("cases", "memory", "operators")  # sections that mean something there
+ON_GPU = ("cases", "memory", "operators", "csc")  # sections that mean something there
 SECTIONS = {
     "cases": "one step and K unrolled ones, forward and with gradients, against all baselines",
     "threads": "two threads against one",
     "memory": "peak memory of a training step, and against K",
     "operators": "single operators, forward and backward",
     "calls": "what a layer call adds to its operator",
+    "csc": "convolutional sparse coding layers against their plain writings, time and memory of a training step",
     "peers": "time to the same lasso objective: sporco, our ista(fast=True), eager FISTA",
 }
 SWEPT = ("denoise-gray", "stem-cifar")  # cases whose memory is measured for several K
@@ -81,10 +82,10 @@ class Plan:
         return replace(self, device=device, sections=sections, repeats=2 * self.repeats)
 
     def quick(self) -> Plan:
-        """What --check compares: the first density and setting, unrolled, without compilation and peers."""
+        """What --check compares: the first density and setting, unrolled, without compilation, csc and peers."""
         return replace(
             self,
-            sections=[name for name in self.sections if name not in ("calls", "peers")],
+            sections=[name for name in self.sections if name not in ("calls", "csc", "peers")],
             settings=self.settings[:1],
             densities=self.densities[:1],
             iterations=self.iterations[:1],
@@ -106,7 +107,15 @@ class Step:
         return {"section": self.section} | self.function(**(self.options | options))
 
     def __str__(self) -> str:
-        named = {"name": "", "mode": "", "iterations": "K=", "density": "p=", "setting": "", "above": ""}
+        named = {
+            "name": "",
+            "baseline": "over ",
+            "mode": "",
+            "iterations": "K=",
+            "density": "p=",
+            "setting": "",
+            "above": "",
+        }
         case = self.options.get("case")
         known = [f"{sign}{self.options[name]}" for name, sign in named.items() if name in self.options]
         return " ".join([self.section, *([case.name] if case else []), *known])
@@ -119,7 +128,7 @@ def identity(row: Row) -> tuple:
 
 def steps(plan: Plan) -> list[Step]:
     """All rows of a plan, in the order of measuring."""
-    makers = (case_steps, thread_steps, memory_steps, operator_steps, call_steps, peer_steps)
+    makers = (case_steps, thread_steps, memory_steps, operator_steps, call_steps, csc_steps, peer_steps)
     wanted = [make for name, make in zip(SECTIONS, makers, strict=True) if name in plan.sections]
     return [step for make in wanted for step in make(plan)]
 
@@ -164,6 +173,13 @@ def call_steps(plan: Plan) -> Iterator[Step]:
         yield Step("calls", operators.overhead, {"name": name})
 
 
+def csc_steps(plan: Plan) -> Iterator[Step]:
+    common = {name: getattr(plan, name) for name in ("repeats", "threads", "device")}
+    for name, block in csc.BLOCKS.items():
+        for mode, baseline in product(csc.MODES, block.baselines):
+            yield Step("csc", csc.measure, {"name": name, "baseline": baseline, "mode": mode} | common)
+
+
 def peer_steps(plan: Plan) -> Iterator[Step]:
     for above in plan.above:
         yield Step("peers", peers.measure, {"size": plan.peer_size, "above": above, "threads": plan.threads})
@@ -184,7 +200,7 @@ def line(row: Row, best: dict[str, float]) -> str:
     start = f"{row['case']:16}{what:20}{row.get('mode', ''):9}"
     start += f"{row['iterations']:4}" if "iterations" in row else f"{'':4}"
     start += f"{row['density']:7.3f}{row['mean_density']:7.3f}" if "mean_density" in row else f"{'':14}"
-    unit = (2**-20, "MiB") if row["section"] == "memory" else (1e3, "ms")
+    unit = (2**-20, "MiB") if "memory" in (row["section"], row.get("mode")) else (1e3, "ms")
     fused, other = (row["contenders"][name] for name in (FUSED, row["fastest"]))
     text = f"{start}{cell(fused, *unit)}{cell(other, *unit)} {row['fastest']:14}{row['ratio']:6.2f}x"
     if "dense_gflops" in row:

@@ -30,10 +30,18 @@ class Group:
     seeds: int
 
 
+CSC = {
+    "mlcsc": ("mlcsc-cifar-ml-ista", "mlcsc-cifar-cnn"),
+    "msdcsc": ("msdnet6", "msdcsc6-1", "msdcsc6-2"),
+    "rescsc": ("rescsc-20", "resnet-20", "plain-20"),
+    "sdnet": ("sdnet10", "resnet10"),
+}
 GROUPS = {
     "lenet5": Group(tuple(f"lenet5-{name}{l1}" for name in ("relu", "elu", "mish") for l1 in ("", "-l1")), 3),
     "vgg11": Group(("vgg11-relu", "vgg11-relu-l1"), 1),
     "unet": Group(("unet", "unet-l1"), 2),
+    **{name: Group(rows, 1) for name, rows in CSC.items()},
+    "csc": Group(tuple(row for rows in CSC.values() for row in rows), 1),
 }
 
 
@@ -41,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m examples.experiments",
         description="Run a group of rows of the papers' tables. First each row is tried for an epoch; from these times "
-        "follows the number of epochs that fit the budget, the same for all rows, and the learning rate's cosine ends "
+        "follows the number of epochs that fit the budget, the same for all rows, and the learning rate's fall ends "
         "with them. Both stand in OUTPUT/GROUP.json, so that the same command, after a kill, goes on as planned: "
         "finished runs are not run again, an unfinished one goes on from its checkpoint.",
         epilog="Groups: " + "; ".join(f"{name}: {', '.join(g.rows)}, {g.seeds} seeds" for name, g in GROUPS.items()),

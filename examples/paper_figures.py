@@ -1,4 +1,4 @@
-"""The figures of Li, Feng, Zhou, section 4, from our runs: see :mod:`examples.report`."""
+"""The figures of the papers from our runs: see :mod:`examples.report`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.machine import write_whole
+from examples.csc_tables import FAMILIES
 from examples.pictures import BLUE, INK, ORANGE, new_figure
 from examples.report import ACTIVATIONS, CLASSIFIERS, NETWORKS, SEGMENTERS, Results, Run, densities, title
 
@@ -124,12 +125,28 @@ def masks(runs: Path) -> Figure | None:
     return figure
 
 
+def csc_accuracy(results: Results) -> Figure | None:
+    """A panel for each paper of the convolutional sparse coding family."""
+    families = [family for family in FAMILIES if {entry.row for entry in family.entries} & results.keys()]
+    if not families:
+        return None
+    figure, axes = new_figure(4.2 * len(families), 3, 1, len(families))
+    for axis, family in zip(np.atleast_1d(axes), families, strict=True):
+        for number, entry in enumerate(entry for entry in family.entries if entry.row in results):
+            curve(axis, results[entry.row], "val_accuracy", color=f"C{number}", label=entry.title)
+        axis.set(title=family.source.partition(":")[0], ylabel="accuracy on the test pictures", xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=7)
+    return figure
+
+
 FIGURES: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
     "accuracy": (accuracy, "Figure 1: accuracy on the test pictures of CIFAR-10. Bands are the range over seeds."),
     "loss-lenet5": (training_loss("lenet5"), "Figure 2: training loss of LeNet-5, without the penalty's share."),
     "loss-vgg11": (training_loss("vgg11"), "Figure 3: training loss of VGG11, without the penalty's share."),
     "bce-penalty": (bce_and_penalty, "Figure 5: BCE of the Unet, and the l1 norm that gamma weighs, in training."),
     "density": (density, "Figure 6: density of each block after training, at alpha 1e-6, averaged over test pictures."),
+    "csc-accuracy": (csc_accuracy, "Accuracy of the convolutional sparse coding networks, a panel for each paper."),
 }
 MASKS = "Figure 4: first test pictures, their masks, and the probabilities that the networks give."
 

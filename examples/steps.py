@@ -68,10 +68,7 @@ class TimingSettings:
 
 def centre(picture: Tensor, size: int | None) -> Tensor:
     """The middle size x size pixels; the picture itself for None."""
-    if size is None:
-        return picture
-    top, left = ((length - size) // 2 for length in picture.shape[1:])
-    return picture[:, top : top + size, left : left + size].contiguous()
+    return picture if size is None else photographs.middle(picture, size)
 
 
 def denoise(settings: DenoiseSettings, seed: int, folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What the networks of the papers learn: classes of pictures, or masks. `examples.train` trains them."""
+"""What the networks of the papers learn: classes of pictures, masks, clean pictures. `examples.train` trains them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.image import PeakSignalNoiseRatio
 
 import dsc_ops
 from examples.metrics import MaskScores
-from examples.training import Learner, cosine
+from examples.training import Learner, cosine, falling
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -51,10 +52,21 @@ class Classification(Task):
         optimizer: its learning rate falls as half a cosine. Default: SGD, learning rate 0.1, weight decay 5e-4. We know
             of no momentum in the paper; ours is 0.9, as is usual with these numbers.
         classes: number of classes.
+        milestones: fractions of training at which the learning rate is multiplied by ``decay``; none is the cosine.
+        decay: see milestones.
     """
 
-    def __init__(self, network: nn.Module, gamma: float = 0.0, optimizer: OptimizerCallable = sgd, classes: int = 10):
-        super().__init__(network, F.cross_entropy, optimizer, penalised=network.BLOCKS, gamma=gamma, schedule=cosine)
+    def __init__(
+        self,
+        network: nn.Module,
+        gamma: float = 0.0,
+        optimizer: OptimizerCallable = sgd,
+        classes: int = 10,
+        milestones: Sequence[float] = (),
+        decay: float = 0.1,
+    ):
+        schedule = falling(milestones, decay)
+        super().__init__(network, F.cross_entropy, optimizer, penalised=network.BLOCKS, gamma=gamma, schedule=schedule)
         self.accuracy = MulticlassAccuracy(classes, average="micro")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
@@ -101,3 +113,32 @@ class Segmentation(Task):
                 {name: values.cpu() for name, values in self.shown.items()},
                 Path(self.trainer.default_root_dir, "masks.pt"),
             )
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Summed over a picture, mean over the batch."""
+    return F.mse_loss(outputs, targets, reduction="sum") / max(len(targets), 1)
+
+
+class Denoising(Task):
+    """Clean pictures from noisy ones, by the squared error of a whole picture; PSNR is measured in validation.
+
+    Args:
+        network: noisy pictures (N, 1, H, W) in [0, 1] to clean ones; the density of its FEATURES is measured.
+        optimizer: its learning rate falls as in :class:`Classification`. Default: Adam, learning rate 0.005.
+        milestones, decay: as in :class:`Classification`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = adam,
+        milestones: Sequence[float] = (),
+        decay: float = 0.1,
+    ):
+        super().__init__(network, squared_error, optimizer, schedule=falling(milestones, decay))
+        self.psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self.psnr(self.validate(*batch), batch[1])
+        self.log("val_psnr", self.psnr, prog_bar=True)

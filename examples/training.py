@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 from torch.utils.data import DataLoader
 
 import dsc_ops
@@ -41,6 +41,15 @@ def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
     return CosineAnnealingLR(optimizer, T_max=steps)
 
 
+def falling(milestones: Sequence[float], decay: float) -> Callable[[Optimizer, int], LRScheduler]:
+    """A schedule that multiplies the learning rate by ``decay`` at these fractions of the training; cosine without."""
+    if not all(0 < fraction < 1 for fraction in milestones):
+        raise ValueError(f"milestones is {list(milestones)}, it takes fractions of the training, above 0 and below 1")
+    if not milestones:
+        return cosine
+    return lambda optimizer, steps: MultiStepLR(optimizer, [round(steps * part) for part in milestones], decay)
+
+
 class Learner(lightning.LightningModule):
     """A network with its loss, the l1 penalty on the outputs of some of its layers, and a schedule for all steps.
 
@@ -50,7 +59,7 @@ class Learner(lightning.LightningModule):
         optimizer: makes the optimizer of parameters; its learning rate is the highest of the schedule.
         penalised: layers of the network for :class:`dsc_ops.SparsityPenalty`.
         gamma: weight of the penalty; 0 only measures.
-        schedule: :func:`one_cycle` or :func:`cosine`.
+        schedule: :func:`one_cycle`, :func:`cosine` or a :func:`falling` one.
     """
 
     def __init__(

@@ -20,7 +20,20 @@ from torch.overrides import TorchFunctionMode
 pytest.importorskip("skimage", reason="the benchmarks need pip install dsc_ops[examples]")
 pytest.importorskip("mlxtend", reason="the benchmarks need pip install dsc_ops[examples]")
 
-from benchmarks import cases, contenders, memory, operators, peers, profile, program, roofline, run, timing, unrolled
+from benchmarks import (
+    cases,
+    contenders,
+    csc,
+    memory,
+    operators,
+    peers,
+    profile,
+    program,
+    roofline,
+    run,
+    timing,
+    unrolled,
+)
 from benchmarks.cases import Case
 from benchmarks.check import check
 from benchmarks.machine import machine, machine_name, write_whole
@@ -345,6 +358,55 @@ def test_a_layer_call_is_timed_beside_its_operator(name, monkeypatch):
     monkeypatch.setattr(operators, "single", single)
     row = operators.overhead(name, rounds=3)
     assert row["microseconds"] == pytest.approx({"layer": 20, "operator": 5}) and row["added"] == pytest.approx(15)
+
+
+@pytest.mark.parametrize("name", csc.BLOCKS)
+def test_a_csc_block_is_compared_with_its_plain_writing(name):
+    row = csc.measure(name, "plain", "training", repeats=1, batch=1)
+    times = {way: entry["median"] for way, entry in row["contenders"].items()}
+    assert times.keys() == {"fused", "plain"} and row["ratio"] == times["plain"] / times["fused"]
+    made = csc.BLOCKS[name].make(1, "cpu")
+    assert {"fused", *csc.BLOCKS[name].baselines} == made.keys()
+    for baseline in csc.BLOCKS[name].baselines[1:]:
+        assert all(gradient.isfinite().all() for gradient in made[baseline]())
+
+
+def test_an_sdnet_layer_follows_its_dictionary_in_each_step(monkeypatch):
+    followed, follow = [], csc.CSCConv._follow
+    monkeypatch.setattr(csc.CSCConv, "_follow", lambda layer, atoms: followed.append(follow(layer, atoms)))
+    steps = csc.BLOCKS["sdnet-3-64, K=2"].make(1, "cpu")
+    for count in (1, 2):
+        steps["fused"]()
+        assert len(followed) == count
+    steps["plain"]()
+    assert len(followed) == 2
+
+
+def test_a_csc_block_that_differs_is_not_timed(monkeypatch):
+    definition = csc.reference.csc_conv
+    monkeypatch.setattr(csc.reference, "csc_conv", lambda y, d, lam, *given: definition(y, d, 2 * lam, *given))
+    with pytest.raises(RuntimeError, match="plain and fused differ by"):
+        csc.measure("sdnet-3-64, K=2", "plain", "training", repeats=1, batch=2)
+
+
+def test_csc_rows_are_in_the_plan_and_named(small, monkeypatch, capsys):
+    monkeypatch.setattr(csc, "BLOCKS", {name: csc.BLOCKS[name] for name in ("sdnet-3-64, K=2", "res-csc-56")})
+    monkeypatch.setattr(memory, "ask", lambda module, name, way, *given: 2**20 * (1 + len(way)))
+    monkeypatch.setattr(csc, "take_turns", lambda calls, repeats, device: {name: [1.0 + len(name)] for name in calls})
+    monkeypatch.setattr(csc, "warm_up", lambda calls: None)
+    assert program.main(["--sections", "csc"]) == 0
+    rows = json.loads((small / "runs" / "benchmarks.json").read_text())["rows"]
+    assert len({run.identity(row) for row in rows}) == len(rows) == 8
+    printed = capsys.readouterr().out
+    assert "sdnet-3-64, K=2 over conv+relu      memory" in printed and "over resnet" in printed
+    assert "10.0 MiB" in printed and "csc" not in {step.section for step in run.steps(run.Plan().quick())}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the peak cannot be reset")
+def test_memory_of_a_csc_block_is_measured_in_a_child():
+    batch = 64
+    # Convolution and ReLU keep their result.
+    assert csc.bytes_of("sdnet-3-64, K=2", "conv+relu", batch, 1, "cpu") > batch * 64 * 32 * 32 * 4
 
 
 def test_fista_needs_as_many_iterations_as_it_says():

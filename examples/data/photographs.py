@@ -64,3 +64,9 @@ class NoisyCrops(Dataset):
         clean = torch.rot90(clean, draw(4), (1, 2))
         clean = (clean.flip(2) if draw(2) else clean).contiguous()
         return clean + self.sigma * torch.randn(clean.shape, generator=generator), clean
+
+
+def middle(picture: Tensor, size: int) -> Tensor:
+    """The middle size x size pixels of a picture (C, H, W)."""
+    top, left = ((length - size) // 2 for length in picture.shape[1:])
+    return picture[:, top : top + size, left : left + size].contiguous()
