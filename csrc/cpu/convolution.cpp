@@ -132,13 +132,10 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
     const auto packed_weight = analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
     const auto by_group_theta = c.by_group(data<const T>(thresholds), theta.dim());
     const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
-    Storage<accumulate_t<T>> storage(c.plan);
-    int64_t* const used = storage.restart();
     c.for_each([&](int64_t u, char* scratch) {
       const auto plane = c.plane_of(u, compact);
-      c.analyze(u, plane.get(), packed_weight.get(), bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
-                one_sided, {}, storage.codes(), used, scratch);
-      c.to_dense(u, storage.codes(), data<T>(codes), scratch);
+      c.threshold_dense(u, plane.get(), packed_weight.get(), bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
+                        one_sided, data<T>(codes), scratch);
     });
   });
   return codes;

@@ -170,7 +170,7 @@ struct PackedSynthesis {
   A* plane;
 };
 
-// codes = T(start + A_W(plane) + bias); `used` counts the values in the arena, for all threads.
+// codes = T(start + A_W(plane)); `used` counts the values in the arena, for all threads.
 template <typename T>
 struct PackedAnalysis {
   using A = accumulate_t<T>;
@@ -179,8 +179,7 @@ struct PackedAnalysis {
   Patches patches;
   const A* plane;
   const A* weight;  // packed [range of taps][tile of atoms][tap][atom]
-  const A* bias;    // of each atom, and as many more as fill up the last vector; or null
-  const A* theta;   // likewise
+  const A* theta;   // of each atom, and as many more as fill up the last vector
   bool one_sided;
   bool nonnegative;  // all of theta
   PackedCodes<A> start;
@@ -188,7 +187,8 @@ struct PackedAnalysis {
   int64_t* used;
 };
 
-// dense = scale (start + A_W(plane)), added to what stands there or not; where `dense` is as in PackedToDense.
+// dense = scale T(start + A_W(plane) + bias), added to what stands there or not; no T where theta is null. Where `dense`
+// is as in PackedToDense.
 template <typename T>
 struct DenseAnalysis {
   using A = accumulate_t<T>;
@@ -198,6 +198,9 @@ struct DenseAnalysis {
   const A* plane;
   const A* weight;
   PackedCodes<A> start;
+  const A* bias;   // as theta, or null
+  const A* theta;  // as in PackedAnalysis, or null
+  bool one_sided;
   A scale;
   bool add;
   T* dense;

@@ -164,7 +164,7 @@ void forward(const Problem& p, bool one_sided, const Tensor& codes, const std::o
       const Buffer<A> plane(plan.plane_size);
       make_plane(plan, u, s.signal.get(), z.masks ? planes.get() : nullptr, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
-      s.analyze(u, plane.get(), weights[p.weight_of(k)].get(), nullptr, theta.get(), one_sided, z, next, used, scratch);
+      s.analyze(u, plane.get(), weights[p.weight_of(k)].get(), theta.get(), one_sided, z, next, used, scratch);
       if (k + 1 == p.iterations) s.to_dense(u, next, data<T>(codes), scratch);
     });
     before = x;

@@ -447,20 +447,20 @@ DSC_HOST_DEVICE void add_codes(Reader<A>& reader, int64_t bytes, int64_t pixels,
     for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) reinterpret_cast<Lanes<A>*>(row)[v] += reader.next(v);
 }
 
-// Packs T of the rows of as many pixels, the bias added; returns the place after their values.
+// Packs T of the rows of as many pixels; returns the place after their values.
 template <bool one_sided, bool nonnegative, typename T>
 DSC_HOST_DEVICE accumulate_t<T>* pack_rows(const PackedAnalysis<T>& p, uint8_t* mask, int64_t pixels,
                                            const Workspace<accumulate_t<T>>& work, accumulate_t<T>* out) {
   using A = accumulate_t<T>;
   using V = Lanes<A>;
   const int64_t bytes = mask_bytes(p.atoms), width = work.width;
-  const V *const theta = reinterpret_cast<const V*>(p.theta), *const bias = reinterpret_cast<const V*>(p.bias);
+  const V* const theta = reinterpret_cast<const V*>(p.theta);
   A* row = work.rows;
   for (int64_t t = 0; t < pixels; ++t, row += width, mask += bytes) {
     for (int64_t m = p.atoms; m < width; ++m) row[m] = A(0);  // not even 0 times a NaN
     Packer<A> packer(mask, bytes, width, out);
     for (int64_t v = 0; v < width / Vector<A>::lanes; ++v) {
-      const V u = bias ? reinterpret_cast<const V*>(row)[v] + bias[v] : reinterpret_cast<const V*>(row)[v];
+      const V u = reinterpret_cast<const V*>(row)[v];
       packer.add(v, rounded_lanes<T>(nonnegative ? soft_threshold_nonnegative<one_sided>(u, theta[v])
                                                  : soft_threshold<one_sided>(u, theta[v])));
     }
@@ -501,7 +501,49 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   }
 }
 
-// What packed_analysis computes before its threshold, as a dense code.
+// Writes or adds `pixels` rows of atoms to as many neighbours in the planes of a dense code.
+template <typename T>
+DSC_HOST_DEVICE void write_rows(const accumulate_t<T>* rows, int64_t width, int64_t pixels, int64_t atoms, bool add,
+                                int64_t image_pixels, T* dense) {
+  using A = accumulate_t<T>;
+  for (int64_t m = 0; m < atoms; m += 8)
+    for (int64_t t = 0; t < pixels; t += 8) {
+      A turned[8][8];
+      const int64_t last_atom = atoms - m < 8 ? atoms - m : 8, last = pixels - t < 8 ? pixels - t : 8;
+      const A* const in = rows + t * width + m;
+      T* const out = dense + m * image_pixels + t;
+      if (last == 8) {
+        turn(in, width, turned);
+      } else {
+        for (int64_t i = 0; i < last; ++i)
+          for (int64_t j = 0; j < last_atom; ++j) turned[j][i] = in[i * width + j];
+      }
+      for (int64_t j = 0; j < last_atom; ++j) {
+        T* const row = out + j * image_pixels;
+        if (add) {
+          for (int64_t i = 0; i < last; ++i) row[i] = store<T>(load(row[i]) + turned[j][i]);
+        } else if (last == 8) {
+          for (int64_t i = 0; i < 8; ++i) row[i] = store<T>(turned[j][i]);
+        } else {
+          for (int64_t i = 0; i < last; ++i) row[i] = store<T>(turned[j][i]);
+        }
+      }
+    }
+}
+
+// rows = T(rows + bias)
+template <bool one_sided, typename A>
+DSC_HOST_DEVICE void threshold_rows(const A* bias, const A* theta, int64_t pixels, const Workspace<A>& work) {
+  using V = Lanes<A>;
+  V* row = reinterpret_cast<V*>(work.rows);
+  for (int64_t t = 0; t < pixels; ++t)
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row) {
+      const V u = bias ? *row + reinterpret_cast<const V*>(bias)[v] : *row;
+      *row = soft_threshold<one_sided>(u, reinterpret_cast<const V*>(theta)[v]);
+    }
+}
+
+// The same as a dense code.
 template <typename T>
 void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
@@ -515,15 +557,11 @@ void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
       if (t % block_pixels == 0) start.values = p.start.values + p.start.places[t / block_pixels].first;
       add_codes(start, bytes, pixels, work);
     }
+    if (p.theta) p.one_sided ? threshold_rows<true>(p.bias, p.theta, pixels, work) : threshold_rows<false>(p.bias, p.theta, pixels, work);
+    if (p.scale != A(1))
+      for (int64_t i = 0; i < pixels * width; ++i) work.rows[i] *= p.scale;
     for_each_run(p.first + t, pixels, p.image_pixels, p.image_size, [&](int64_t i, int64_t run, int64_t offset) {
-      for (int64_t m = 0; m < p.atoms; ++m) {
-        T* const out = p.dense + offset + m * p.image_pixels;
-        const A* const in = work.rows + i * width + m;
-        if (p.add)
-          for (int64_t j = 0; j < run; ++j) out[j] = store<T>(load(out[j]) + p.scale * in[j * width]);
-        else
-          for (int64_t j = 0; j < run; ++j) out[j] = store<T>(p.scale * in[j * width]);
-      }
+      write_rows<T>(work.rows + i * width, width, run, p.atoms, p.add, p.image_pixels, p.dense + offset);
     });
   }
 }

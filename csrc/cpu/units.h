@@ -178,16 +178,15 @@ struct Units {
                             scratch);
   }
 
-  // codes = T(start + A(plane) + bias); bias may be null
-  void analyze(int64_t u, const A* plane, const A* weight, const A* bias, const A* theta, bool one_sided,
-               const Codes& start, const Codes& codes, int64_t* used, char* scratch) const {
+  // codes = T(start + A(plane))
+  void analyze(int64_t u, const A* plane, const A* weight, const A* theta, bool one_sided, const Codes& start,
+               const Codes& codes, int64_t* used, char* scratch) const {
     const Unit& unit = plan.units[u];
     theta += unit.group * width();
     const bool nonnegative = std::all_of(theta, theta + width(), [](A value) { return value >= 0; });
     kernel.packed_analysis(
         {unit.pixels, atoms(), plan.base.data(), plan.patches(), plane, weight + unit.group * width() * plan.g.patch(),
-         bias ? bias + unit.group * width() : nullptr, theta, one_sided, nonnegative, part(start, u), part(codes, u),
-         used},
+         theta, one_sided, nonnegative, part(start, u), part(codes, u), used},
         scratch);
   }
 
@@ -196,8 +195,19 @@ struct Units {
                      char* scratch) const {
     const Unit& unit = plan.units[u];
     kernel.dense_analysis({unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), plan.base.data(),
-                           plan.patches(), plane, weight + unit.group * width() * plan.g.patch(), part(start, u), scale,
-                           add, of_group(dense, unit)},
+                           plan.patches(), plane, weight + unit.group * width() * plan.g.patch(), part(start, u),
+                           nullptr, nullptr, false, scale, add, of_group(dense, unit)},
+                          scratch);
+  }
+
+  // dense = T(A(plane) + bias); bias may be null
+  void threshold_dense(int64_t u, const A* plane, const A* weight, const A* bias, const A* theta, bool one_sided,
+                       T* dense, char* scratch) const {
+    const Unit& unit = plan.units[u];
+    const int64_t first = unit.group * width();
+    kernel.dense_analysis({unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), plan.base.data(),
+                           plan.patches(), plane, weight + first * plan.g.patch(), {}, bias ? bias + first : nullptr,
+                           theta + first, one_sided, A(1), false, of_group(dense, unit)},
                           scratch);
   }
 

@@ -176,6 +176,34 @@ DSC_HOST_DEVICE void add_four_sums<float>(const Lanes<float> (&v)[4], float* sum
 }
 #endif
 
+// turned[m][t] = in[t * stride + m], 8 x 8.
+template <typename A>
+DSC_HOST_DEVICE void turn(const A* in, int64_t stride, A (&turned)[8][8]) {
+  for (int t = 0; t < 8; ++t)
+    for (int m = 0; m < 8; ++m) turned[m][t] = in[t * stride + m];
+}
+
+#if defined(__AVX2__)
+template <>
+DSC_HOST_DEVICE void turn(const float* in, int64_t stride, float (&turned)[8][8]) {
+  __m256 pairs[8], quads[8];
+  for (int t = 0; t < 8; t += 2) {
+    const __m256 even = _mm256_loadu_ps(in + t * stride), odd = _mm256_loadu_ps(in + (t + 1) * stride);
+    pairs[t] = _mm256_unpacklo_ps(even, odd);
+    pairs[t + 1] = _mm256_unpackhi_ps(even, odd);
+  }
+  for (int t = 0; t < 8; t += 4)
+    for (int i = 0; i < 2; ++i) {
+      quads[t + 2 * i] = _mm256_shuffle_ps(pairs[t + i], pairs[t + 2 + i], 0x44);
+      quads[t + 2 * i + 1] = _mm256_shuffle_ps(pairs[t + i], pairs[t + 2 + i], 0xee);
+    }
+  for (int m = 0; m < 4; ++m) {
+    _mm256_storeu_ps(turned[m], _mm256_permute2f128_ps(quads[m], quads[m + 4], 0x20));
+    _mm256_storeu_ps(turned[m + 4], _mm256_permute2f128_ps(quads[m], quads[m + 4], 0x31));
+  }
+}
+#endif
+
 // Bits of lanes [vector * lanes, (vector + 1) * lanes) of a mask.
 template <typename A>
 DSC_HOST_DEVICE unsigned lane_bits(const uint8_t* mask, int64_t vector) {
