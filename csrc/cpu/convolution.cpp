@@ -1,10 +1,10 @@
-// analysis, synthesis, correlation and conv_soft_threshold on the CPU.
+// analysis, synthesis, correlation and conv_soft_threshold on the CPU: single products of lista's steps, on the same
+// packed codes (units.h).
 #include "convolution.h"
 
-#include <algorithm>
 #include <limits>
 
-#include "threshold.h"
+#include "units.h"
 
 namespace dsc::cpu {
 
@@ -46,111 +46,20 @@ std::vector<int64_t> code_shape(const Geometry& g, int64_t dim) {
 }
 
 template <typename T>
-Buffer<accumulate_t<T>> pack_for_analysis(const Geometry& g, const T* weight) {
-  using A = accumulate_t<T>;
-  const int64_t tile = kernels<T>().tile_atoms, atoms = g.group_code_channels(), patch = g.patch();
-  const int64_t tiles = (atoms + tile - 1) / tile;
-  Buffer<A> packed(g.groups * tiles * patch * tile);
-  for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t m = 0; m < tiles * tile; ++m) {
-      A* const out = packed.get() + (group * tiles + m / tile) * patch * tile + m % tile;
-      for (int64_t j = 0; j < patch; ++j)
-        out[j * tile] = m < atoms ? load(weight[(group * atoms + m) * patch + j]) : A(0);
-    }
-  return packed;
-}
-
-template <typename T>
-Buffer<accumulate_t<T>> pack_for_synthesis(const Geometry& g, const T* weight) {
-  using A = accumulate_t<T>;
-  const int64_t patch = g.patch(), stride = padded(patch, kernels<T>().lanes);
-  Buffer<A> packed(g.code_channels * stride);
-  for (int64_t m = 0; m < g.code_channels; ++m)
-    for (int64_t j = 0; j < stride; ++j) packed.get()[m * stride + j] = j < patch ? load(weight[m * patch + j]) : A(0);
-  return packed;
-}
-
-template <typename T>
-void run_analysis(const Analysis<T>& problem) {
-  const Kernels<T>& k = kernels<T>();
-  const Geometry& g = problem.geometry;
-  const int64_t blocks = (g.code_pixels() + k.pixels_per_task - 1) / k.pixels_per_task;
-  const int64_t products = std::min(k.pixels_per_task, g.code_pixels()) * g.group_code_channels() * g.patch();
-  parallel(g.batch * g.groups * blocks, grain_of(products), [&](int64_t begin, int64_t end) {
-    const Buffer<char> scratch(k.analysis_scratch(g));
-    k.analysis(problem, begin, end, scratch.get());
-  });
-}
-
-template <typename T>
-void run_synthesis(const Geometry& g, const T* codes, const accumulate_t<T>* weight, accumulate_t<T> alpha,
-                   accumulate_t<T>* signal) {
-  const Kernels<T>& k = kernels<T>();
-  const bool by_rows = g.code_h > 1;
-  const int64_t extent = by_rows ? g.code_h : g.code_w, stride = by_rows ? g.stride_h : g.stride_w;
-  const int64_t reach = by_rows ? (g.kernel_h - 1) * g.dilation_h : (g.kernel_w - 1) * g.dilation_w;
-  // Strips i and i + 2 share no signal pixel when strip * stride > reach - stride; at least 8 rows (256 columns) make a
-  // task.
-  const int64_t strip = std::max((reach + stride - 1) / stride, by_rows ? int64_t{8} : int64_t{256});
-  const int64_t strips = (extent + strip - 1) / strip;
-  const int64_t products = g.code_pixels() / strips * g.group_code_channels() * g.patch();
-  for (int64_t parity = 0; parity < 2; ++parity) {
-    const int64_t own = (strips + 1 - parity) / 2;
-    const Synthesis<T> problem = {g, codes, weight, alpha, signal, strip, own, parity};
-    parallel(g.batch * g.groups * own, grain_of(products), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(k.pixel_list_scratch(g));
-      k.synthesis(problem, begin, end, scratch.get());
-    });
-  }
-}
-
-template <typename T>
-void run_correlation(const Geometry& g, const accumulate_t<T>* signal, const T* codes, accumulate_t<T> alpha,
-                     accumulate_t<T>* grad_weight) {
-  using A = accumulate_t<T>;
-  const Kernels<T>& k = kernels<T>();
-  const int64_t patch = g.patch(), stride = padded(patch, k.lanes), size = g.code_channels * stride;
-  // A fixed number of partial sums, whatever the threads: enough for 16 of them, and no more than 64 MiB together.
-  constexpr int64_t most_tasks = 16, most_bytes = int64_t{64} << 20;
-  const int64_t affordable = std::max<int64_t>(1, most_bytes / (size * static_cast<int64_t>(sizeof(A))));
-  const int64_t tasks = std::min({most_tasks, affordable, std::max<int64_t>(1, g.batch * g.code_pixels() / 256)});
-  const Buffer<A> partial(tasks * size);
-  const Correlation<T> problem = {g, signal, codes, tasks, partial.get()};
-  const int64_t products = g.batch * g.code_pixels() * g.code_channels * patch / tasks;
-  parallel(tasks, grain_of(products), [&](int64_t begin, int64_t end) {
-    const Buffer<char> scratch(k.pixel_list_scratch(g));
-    k.correlation(problem, begin, end, scratch.get());
-  });
-  parallel(g.code_channels, grain_of(patch * tasks), [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m)
-      for (int64_t j = 0; j < patch; ++j) {
-        A sum = 0;
-        for (int64_t task = 0; task < tasks; ++task) sum += partial.get()[task * size + m * stride + j];
-        grad_weight[m * patch + j] += alpha * sum;
-      }
-  });
-}
-
-template <typename T>
-void round_to(const accumulate_t<T>* values, const Tensor& out) {
+Tensor rounded(const Tensor& model, const Tensor& values) {
+  if (values.scalar_type() == model.scalar_type()) return values;
+  const Tensor out = torch::stable::new_empty(model, sizes(values));
+  const accumulate_t<T>* const source = data<const accumulate_t<T>>(values);
   T* const target = data<T>(out);
   parallel(out.numel(), 32768, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) target[i] = store<T>(values[i]);
+    for (int64_t i = begin; i < end; ++i) target[i] = store<T>(source[i]);
   });
+  return out;
 }
-
-#define DSC_INSTANTIATE(T)                                                                                             \
-  template Buffer<accumulate_t<T>> pack_for_analysis(const Geometry&, const T*);                                       \
-  template Buffer<accumulate_t<T>> pack_for_synthesis(const Geometry&, const T*);                                      \
-  template void run_analysis(const Analysis<T>&);                                                                      \
-  template void run_synthesis(const Geometry&, const T*, const accumulate_t<T>*, accumulate_t<T>, accumulate_t<T>*);   \
-  template void run_correlation(const Geometry&, const accumulate_t<T>*, const T*, accumulate_t<T>, accumulate_t<T>*); \
-  template void round_to<T>(const accumulate_t<T>*, const Tensor&);
-DSC_INSTANTIATE(float)
-DSC_INSTANTIATE(double)
-DSC_INSTANTIATE(bfloat16)
-DSC_INSTANTIATE(float16)
-#undef DSC_INSTANTIATE
+template Tensor rounded<float>(const Tensor&, const Tensor&);
+template Tensor rounded<double>(const Tensor&, const Tensor&);
+template Tensor rounded<bfloat16>(const Tensor&, const Tensor&);
+template Tensor rounded<float16>(const Tensor&, const Tensor&);
 
 namespace {
 
@@ -166,17 +75,43 @@ Sizes signal_shape(int64_t batch, int64_t channels, const Sizes& size) {
   return shape;
 }
 
+// What the operators have in common: a convolution's units, and a dense code in packed form.
 template <typename T>
-Tensor zeros_widened(const Tensor& model, const Sizes& shape) {
-  return torch::stable::new_zeros(model, shape, DType<accumulate_t<T>>::value);
-}
+struct Convolution : Units<T> {
+  using typename Units<T>::A;
+  using typename Units<T>::Codes;
+  using Units<T>::plan;
 
+  explicit Convolution(const Geometry& g) : Units<T>(g) {}
+
+  // The part of a signal (compact) that a unit meets.
+  Buffer<A> plane_of(int64_t u, const Buffer<A>& signal) const {
+    Buffer<A> plane(plan.plane_size);
+    make_plane(plan, u, signal.get(), static_cast<const A*>(nullptr), A(1), plane.get(), static_cast<A*>(nullptr),
+               false);
+    return plane;
+  }
+
+  // The signal (N, C, *) that is the sum of all units' planes.
+  void sum_planes(const Buffer<A>& planes, T* signal) const {
+    const Buffer<A> compact(plan.g.signal_size());
+    std::memset(compact.get(), 0, plan.g.signal_size() * sizeof(A));  // no plane may reach the last rows and columns
+    this->for_each([&](int64_t u, char*) {
+      const Buffer<A> plane(plan.plane_size);
+      make_plane(plan, u, static_cast<const A*>(nullptr), planes.get(), A(1), plane.get(), compact.get(), false);
+    });
+    from_compact(plan, compact.get(), signal);
+  }
+};
+
+// What units left in shares, as a weight (M, C/groups, *kernel).
 template <typename T>
-Tensor rounded(const Tensor& model, const Tensor& values) {
-  if (values.scalar_type() == model.scalar_type()) return values;
-  const Tensor out = torch::stable::new_empty(model, sizes(values));
-  round_to<T>(data<const accumulate_t<T>>(values), out);
-  return out;
+Tensor gradient_of(const Convolution<T>& c, const Shares<accumulate_t<T>>& shares, const Tensor& model,
+                   const Sizes& shape) {
+  using A = accumulate_t<T>;
+  const Tensor sum = torch::stable::new_zeros(model, shape, DType<A>::value);
+  add_shares(c.plan, shares, c.kernel.lanes, data<A>(sum));
+  return rounded<T>(model, sum);
 }
 
 Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -187,23 +122,21 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
   check_theta(y, theta, g.code_channels);
   if (bias) check_shape(y, *bias, {g.code_channels}, "bias");
   const Tensor codes = torch::stable::new_empty(y, code_shape(g, y.dim()));
+  const Tensor signal = torch::stable::contiguous(y), dense_weight = torch::stable::contiguous(weight);
+  const Tensor thresholds = torch::stable::contiguous(theta);
+  const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
-    using A = accumulate_t<T>;
-    const Tensor signal = widened<T>(y), dense_weight = torch::stable::contiguous(weight);
-    const Tensor thresholds = widened<T>(theta), shift = bias ? widened<T>(*bias) : thresholds;
-    const auto packed = pack_for_analysis(g, data<const T>(dense_weight));
-    Analysis<T> problem{};
-    problem.geometry = g;
-    problem.signal = data<const A>(signal);
-    problem.weight = packed.get();
-    problem.alpha = 1;
-    problem.bias = bias ? data<const A>(shift) : nullptr;
-    problem.epilogue = one_sided ? Epilogue::soft_threshold_one_sided : Epilogue::soft_threshold;
-    problem.theta = data<const A>(thresholds);
-    problem.theta_stride = theta.dim();
-    problem.codes = data<T>(codes);
-    run_analysis(problem);
+    const Convolution<T> c(g);
+    const auto compact = c.compact(data<const T>(signal));
+    const auto packed_weight = analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
+    const auto by_group_theta = c.by_group(data<const T>(thresholds), theta.dim());
+    const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
+    c.for_each([&](int64_t u, char* scratch) {
+      const auto plane = c.plane_of(u, compact);
+      c.threshold_dense(u, plane.get(), packed_weight.get(), bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
+                        one_sided, data<T>(codes), scratch);
+    });
   });
   return codes;
 }
@@ -213,17 +146,16 @@ Tensor analysis_cpu(const Tensor& y, const Tensor& weight, const Sizes& stride, 
   const Geometry g = make_geometry(sizes(y), sizes(weight), stride, padding, dilation, groups);
   check_like(y, weight, "weight");
   const Tensor codes = torch::stable::new_empty(y, code_shape(g, y.dim()));
+  const Tensor signal = torch::stable::contiguous(y), dense_weight = torch::stable::contiguous(weight);
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor signal = widened<T>(y), dense_weight = torch::stable::contiguous(weight);
-    const auto packed = pack_for_analysis(g, data<const T>(dense_weight));
-    Analysis<T> problem{};
-    problem.geometry = g;
-    problem.signal = data<const accumulate_t<T>>(signal);
-    problem.weight = packed.get();
-    problem.alpha = 1;
-    problem.codes = data<T>(codes);
-    run_analysis(problem);
+    const Convolution<T> c(g);
+    const auto compact = c.compact(data<const T>(signal));
+    const auto packed_weight = analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
+    c.for_each([&](int64_t u, char* scratch) {
+      const auto plane = c.plane_of(u, compact);
+      c.analyze_dense(u, plane.get(), packed_weight.get(), {}, accumulate_t<T>(1), false, data<T>(codes), scratch);
+    });
   });
   return codes;
 }
@@ -235,14 +167,22 @@ Tensor synthesis_cpu(const Tensor& x, const Tensor& weight, const Sizes& signal_
   const Geometry g = make_geometry(shape, sizes(weight), stride, padding, dilation, groups);
   check_like(x, weight, "weight");
   check_codes(g, x, x, "the code");
-  return visit_dtype(x, [&](auto zero) {
+  const Tensor signal = torch::stable::new_empty(x, shape);
+  const Tensor codes = torch::stable::contiguous(x), dense_weight = torch::stable::contiguous(weight);
+  visit_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor codes = torch::stable::contiguous(x), dense_weight = torch::stable::contiguous(weight);
-    const Tensor signal = zeros_widened<T>(x, shape);
-    const auto packed = pack_for_synthesis(g, data<const T>(dense_weight));
-    run_synthesis<T>(g, data<const T>(codes), packed.get(), 1, data<accumulate_t<T>>(signal));
-    return rounded<T>(x, signal);
+    const Convolution<T> c(g);
+    const auto table = atom_table(c.plan, data<const T>(dense_weight));
+    const auto planes = c.planes();
+    Storage<accumulate_t<T>> storage(c.plan);
+    int64_t* const used = storage.restart();
+    c.for_each([&](int64_t u, char* scratch) {
+      c.from_dense(u, data<const T>(codes), nullptr, storage.codes(), used, scratch);
+      c.synthesize(u, storage.codes(), table.get(), planes.get(), scratch);
+    });
+    c.sum_planes(planes, data<T>(signal));
   });
+  return signal;
 }
 
 Tensor correlation_cpu(const Tensor& y, const Tensor& x, const Sizes& kernel_size, const Sizes& stride,
@@ -251,11 +191,25 @@ Tensor correlation_cpu(const Tensor& y, const Tensor& x, const Sizes& kernel_siz
   const Sizes shape = signal_shape(x.size(1), y.size(1) / groups, kernel_size);
   const Geometry g = make_geometry(sizes(y), shape, stride, padding, dilation, groups);
   check_codes(g, y, x, "the code");
+  const Tensor signal = torch::stable::contiguous(y), codes = torch::stable::contiguous(x);
   return visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor signal = widened<T>(y), codes = torch::stable::contiguous(x), grad = zeros_widened<T>(y, shape);
-    run_correlation<T>(g, data<const accumulate_t<T>>(signal), data<const T>(codes), 1, data<accumulate_t<T>>(grad));
-    return rounded<T>(y, grad);
+    using A = accumulate_t<T>;
+    const Convolution<T> c(g);
+    const auto compact = c.compact(data<const T>(signal));
+    Storage<A> storage(c.plan);
+    int64_t* const used = storage.restart();
+    const Shares<A> shares(c.share_count(1), g.groups * c.plan.table_size());
+    c.for_each_share(shares.count, [&](int64_t u, int64_t share, char* scratch) {
+      const Unit& unit = c.plan.units[u];
+      c.from_dense(u, data<const T>(codes), nullptr, storage.codes(), used, scratch);
+      const auto plane = c.plane_of(u, compact), part = c.part(storage.codes(), u);
+      c.kernel.packed_backward_analysis(
+          {unit.pixels, c.atoms(), c.plan.base.data(), c.plan.patches(), part, part, plane.get(), nullptr,
+           shares.of(share) + unit.group * c.plan.table_size(), nullptr, nullptr, nullptr},
+          scratch);
+    });
+    return gradient_of<T>(c, shares, y, shape);
   });
 }
 
@@ -266,13 +220,56 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
                                                                             int64_t groups, bool one_sided,
                                                                             const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 4, "dsc_ops: needs must have 4 values");
-  make_geometry(sizes(y), sizes(weight), stride, padding, dilation, groups);
-  auto [grad_u, grad_theta, grad_bias] = soft_threshold_backward_cpu(grad, codes, theta, one_sided);
-  const auto none = [&] { return torch::stable::new_empty(y, {0}); };
-  const auto spatial = [](const Tensor& t) { return Sizes(t.sizes().begin() + 2, t.sizes().end()); };
-  return {needs[0] ? synthesis_cpu(grad_u, weight, spatial(y), stride, padding, dilation, groups) : none(),
-          needs[1] ? correlation_cpu(y, grad_u, spatial(weight), stride, padding, dilation, groups) : none(),
-          needs[2] ? grad_bias : none(), needs[3] ? grad_theta : none()};
+  const Geometry g = make_geometry(sizes(y), sizes(weight), stride, padding, dilation, groups);
+  check_like(y, weight, "weight");
+  check_theta(y, theta, g.code_channels);
+  check_codes(g, y, codes, "the code");
+  check_codes(g, y, grad, "grad");
+  const auto wanted = [&](int i, const Sizes& shape) {
+    return torch::stable::new_empty(y, needs[i] ? shape : Sizes{0});
+  };
+  const Tensor grad_y = wanted(0, sizes(y)), grad_bias = wanted(2, {g.code_channels}), grad_theta = wanted(3, sizes(theta));
+  const Tensor signal = torch::stable::contiguous(y), dense_weight = torch::stable::contiguous(weight);
+  const Tensor dense_codes = torch::stable::contiguous(codes), dense_grad = torch::stable::contiguous(grad);
+  const Tensor grad_weight = visit_dtype(y, [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    const Convolution<T> c(g);
+    const auto compact = needs[1] ? c.compact(data<const T>(signal)) : Buffer<A>(0);
+    const auto table = atom_table(c.plan, data<const T>(dense_weight));
+    const auto planes = needs[0] ? c.planes() : Buffer<A>(0);
+    Storage<A> storage(c.plan), gradients(c.plan);
+    int64_t *const used = storage.restart(), *const gradients_used = gradients.restart();
+    const int64_t count = c.share_count(needs[1]);
+    const Shares<A> shares(count, needs[1] ? g.groups * c.plan.table_size() : 0);
+    const Shares<double> biases(count, needs[2] ? g.code_channels : 0), thetas(count, needs[3] ? g.code_channels : 0);
+    c.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
+      const Unit& unit = c.plan.units[u];
+      const PackedCodes<A> x = storage.codes(), gu = gradients.on(x);
+      c.from_dense(u, data<const T>(dense_codes), nullptr, x, used, scratch);
+      c.from_dense(u, data<const T>(dense_grad), x.masks, gu, gradients_used, scratch);
+      const auto residual = needs[1] ? c.plane_of(u, compact) : Buffer<A>(0);
+      A* const plane = needs[0] ? planes.get() + u * c.plan.plane_size : nullptr;
+      if (plane) std::memset(plane, 0, c.plan.plane_size * sizeof(A));
+      const int64_t first_table = unit.group * c.plan.table_size(), first_atom = unit.group * c.atoms();
+      c.kernel.packed_backward_analysis(
+          {unit.pixels, c.atoms(), c.plan.base.data(), c.plan.patches(), c.part(x, u), c.part(gu, u), residual.get(),
+           table.get() + first_table, needs[1] ? shares.of(share) + first_table : nullptr,
+           needs[3] ? thetas.of(share) + first_atom : nullptr, needs[2] ? biases.of(share) + first_atom : nullptr,
+           plane},
+          scratch);
+    });
+    if (needs[0]) c.sum_planes(planes, data<T>(grad_y));
+    double all = 0;
+    for (int64_t m = 0; m < g.code_channels; ++m) {
+      if (needs[2]) data<T>(grad_bias)[m] = store<T>(static_cast<A>(biases.sum(m)));
+      if (needs[3] && theta.dim() == 1) data<T>(grad_theta)[m] = store<T>(static_cast<A>(thetas.sum(m)));
+      if (needs[3]) all += thetas.sum(m);
+    }
+    if (needs[3] && theta.dim() == 0) data<T>(grad_theta)[0] = store<T>(static_cast<A>(all));
+    return needs[1] ? gradient_of<T>(c, shares, y, sizes(weight)) : wanted(1, {});
+  });
+  return {grad_y, grad_weight, grad_bias, grad_theta};
 }
 
 }  // namespace

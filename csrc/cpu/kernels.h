@@ -123,63 +123,6 @@ struct L1NormBackward {
   T* grad_x;
 };
 
-// out = a x + b y over contiguous elements; y may be null with b = 0.
-template <typename T>
-struct Combine {
-  accumulate_t<T> a;
-  const T* x;
-  accumulate_t<T> b;
-  const T* y;
-  T* out;
-};
-
-// codes = epilogue(alpha A_W(signal) + bias + residual). Weights are packed [group][atom /
-// tile_atoms][patch][tile_atoms], zero beyond the last atom. One task is pixels_per_task code pixels of one image and
-// group.
-enum class Epilogue : int { none, soft_threshold, soft_threshold_one_sided };
-
-template <typename T>
-struct Analysis {
-  using A = accumulate_t<T>;
-  Geometry geometry;
-  const A* signal;
-  const A* weight;
-  A alpha;
-  const A* bias;      // one per atom, or null
-  const T* residual;  // shape of the codes, or null
-  Epilogue epilogue;
-  const A* theta;
-  int64_t theta_stride;
-  T* codes;
-};
-
-// signal += alpha S_W(codes). Weights are packed [atom][patch padded to `lanes`]. The code is cut into strips along its
-// longer axis so that strips two apart touch no common signal pixel: one call does the even strips, a second the odd
-// ones.
-template <typename T>
-struct Synthesis {
-  using A = accumulate_t<T>;
-  Geometry geometry;
-  const T* codes;
-  const A* weight;
-  A alpha;
-  A* signal;
-  int64_t strip_extent;  // code rows, or columns of a code of one row
-  int64_t strips;        // of this parity: strip index = 2 * i + parity
-  int64_t parity;
-};
-
-// partial[task][atom][padded patch] = sum over the task's code pixels of code * patch of the signal.
-template <typename T>
-struct Correlation {
-  using A = accumulate_t<T>;
-  Geometry geometry;
-  const A* signal;
-  const T* codes;
-  int64_t tasks;
-  A* partial;
-};
-
 // --- packed codes (packed_kernels.h) --------------------------------------------------------------------------------
 // A kernel works on a unit: consecutive code pixels of one group, whose patches lie in a plane, the unit's own copy of
 // the part of the signal that it meets, with a border for the padding.
@@ -244,7 +187,8 @@ struct PackedAnalysis {
   int64_t* used;
 };
 
-// dense = scale (start + A_W(plane)), added to what stands there or not; where `dense` is as in PackedToDense.
+// dense = scale T(start + A_W(plane) + bias), added to what stands there or not; no T where theta is null. Where `dense`
+// is as in PackedToDense.
 template <typename T>
 struct DenseAnalysis {
   using A = accumulate_t<T>;
@@ -254,13 +198,16 @@ struct DenseAnalysis {
   const A* plane;
   const A* weight;
   PackedCodes<A> start;
+  const A* bias;   // as theta, or null
+  const A* theta;  // as in PackedAnalysis, or null
+  bool one_sided;
   A scale;
   bool add;
   T* dense;
 };
 
 // From the gradient on the support of the codes: gradient += corr(residual, grad), plane += S(grad),
-// grad_theta -= sign(x) grad. What is not wanted is null; no plane, no gradient either.
+// grad_theta -= sign(x) grad, grad_bias += grad. What is not wanted is null.
 template <typename A>
 struct PackedBackwardAnalysis {
   int64_t pixels, atoms;
@@ -272,6 +219,7 @@ struct PackedBackwardAnalysis {
   const A* table;
   A* gradient;
   double* grad_theta;
+  double* grad_bias;
   A* plane;
 };
 
@@ -326,24 +274,16 @@ struct PackedFromDense {
 // bytes.
 template <typename T>
 struct Kernels {
-  int64_t tile_atoms;
-  int64_t pixels_per_task;
   int64_t lanes;
   int64_t tile_vectors;    // of atoms in a register tile of packed_analysis, at most
   int64_t chunk_vectors;   // of a chunk of a table, at most
   int64_t taps_per_range;  // taps of a tile's weights that are read again and again from the first-level cache
-  int64_t (*analysis_scratch)(const Geometry&);
-  int64_t (*pixel_list_scratch)(const Geometry&);
   void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);
   void (*soft_threshold_backward)(const SoftThresholdBackward<T>&, int64_t begin, int64_t end);
   void (*shrink)(const Shrink<T>&, int64_t begin, int64_t end);
   void (*shrink_backward)(const ShrinkBackward<T>&, int64_t begin, int64_t end);
   void (*l1_norm)(const L1Norm<T>&, int64_t begin, int64_t end);
   void (*l1_norm_backward)(const L1NormBackward<T>&, int64_t begin, int64_t end);
-  void (*combine)(const Combine<T>&, int64_t begin, int64_t end);
-  void (*analysis)(const Analysis<T>&, int64_t begin, int64_t end, char* scratch);
-  void (*synthesis)(const Synthesis<T>&, int64_t begin, int64_t end, char* scratch);
-  void (*correlation)(const Correlation<T>&, int64_t begin, int64_t end, char* scratch);
   int64_t (*workspace_size)(int64_t atoms, int64_t vectors);
   void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);

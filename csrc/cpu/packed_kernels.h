@@ -11,9 +11,7 @@
 // into registers, so that a chunk of a table, and of its gradient, stays in the first-level cache.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
@@ -29,235 +27,6 @@ constexpr int64_t taps_per_range = 16384 / (tile_vectors * vector_bytes);
 
 // Share of non-zeros above which a block of a wide dictionary is worked on as if it had no zeros (measured).
 constexpr double dense_share = 0.4;
-
-// --- vectors and bits -----------------------------------------------------------------------------------------------
-
-// For each byte: where its set bits are, and for each bit how many stand below it (negative where it is not set).
-struct BitTables {
-  uint8_t position[256][8];
-  int8_t rank[256][8];
-  constexpr BitTables() : position(), rank() {
-    for (int byte = 0; byte < 256; ++byte) {
-      int count = 0;
-      for (int bit = 0; bit < 8; ++bit) {
-        const bool set = byte >> bit & 1;
-        rank[byte][bit] = static_cast<int8_t>(set ? count : -128);
-        if (set) position[byte][count++] = static_cast<uint8_t>(bit);
-      }
-    }
-  }
-};
-alignas(64) constexpr BitTables bit_tables;
-
-template <typename A>
-using Lanes = typename Vector<A>::type;
-
-template <typename A>
-struct MaskElement {
-  using type = int32_t;
-};
-template <>
-struct MaskElement<double> {
-  using type = int64_t;
-};
-template <typename A>
-struct MaskVector {
-  typedef typename MaskElement<A>::type type __attribute__((vector_size(vector_bytes), aligned(sizeof(A)), may_alias));
-};
-template <typename A>
-using LaneMask = typename MaskVector<A>::type;
-
-// Bits of the lanes that are not zero (NaN is not).
-template <typename A>
-DSC_HOST_DEVICE unsigned nonzero_lanes(const Lanes<A>& v) {
-  unsigned bits = 0;
-  for (int i = 0; i < Vector<A>::lanes; ++i) bits |= unsigned(v[i] != A(0)) << i;
-  return bits;
-}
-
-// The next value for each set bit, zero for the others; may read as many values as there are lanes.
-template <typename A>
-DSC_HOST_DEVICE Lanes<A> expand(unsigned bits, const A* values) {
-  Lanes<A> v = {};
-  for (int i = 0; i < Vector<A>::lanes; ++i)
-    if (bits >> i & 1) v[i] = *values++;
-  return v;
-}
-
-// The lanes of the set bits, side by side; may write as many values as there are lanes.
-template <typename A>
-DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<A>& v, A* values) {
-  for (int i = 0; i < Vector<A>::lanes; ++i)
-    if (bits >> i & 1) *values++ = v[i];
-}
-
-template <typename A>
-DSC_HOST_DEVICE A sum_of_lanes(const Lanes<A>& v) {
-  A sum = v[0];
-  for (int i = 1; i < Vector<A>::lanes; ++i) sum += v[i];
-  return sum;
-}
-
-// sums[i] += the sum of the lanes of v[i].
-template <typename A>
-DSC_HOST_DEVICE void add_four_sums(const Lanes<A> (&v)[4], A* sums) {
-  for (int i = 0; i < 4; ++i) sums[i] += sum_of_lanes<A>(v[i]);
-}
-
-// Calls body(atom) for each set bit of a pixel's mask.
-template <typename Body>
-DSC_HOST_DEVICE void for_each_nonzero(const uint8_t* mask, int64_t bytes, const Body& body) {
-  for (int64_t b = 0; b < bytes; b += 8) {
-    uint64_t word;
-    memcpy(&word, mask + b, 8);
-    for (; word; word &= word - 1) body(8 * b + __builtin_ctzll(word));
-  }
-}
-
-DSC_HOST_DEVICE bool any_nonzero(const uint8_t* mask, int64_t bytes) {
-  uint64_t any = 0;
-  for (int64_t b = 0; b < bytes; b += 8) {
-    uint64_t word;
-    memcpy(&word, mask + b, 8);
-    any |= word;
-  }
-  return any != 0;
-}
-
-#if defined(__AVX512F__)
-template <>
-DSC_HOST_DEVICE unsigned nonzero_lanes<float>(const Lanes<float>& v) {
-  return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
-template <>
-DSC_HOST_DEVICE Lanes<float> expand(unsigned bits, const float* values) {
-  return (Lanes<float>)_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
-}
-template <>
-DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<float>& v, float* values) {
-  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), (__m512)v));
-}
-template <>
-DSC_HOST_DEVICE float sum_of_lanes<float>(const Lanes<float>& v) {
-  return _mm512_reduce_add_ps((__m512)v);
-}
-template <>
-DSC_HOST_DEVICE unsigned nonzero_lanes<double>(const Lanes<double>& v) {
-  return _mm512_cmp_pd_mask((__m512d)v, _mm512_setzero_pd(), _CMP_NEQ_UQ);
-}
-template <>
-DSC_HOST_DEVICE Lanes<double> expand(unsigned bits, const double* values) {
-  return (Lanes<double>)_mm512_maskz_expand_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(values));
-}
-template <>
-DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<double>& v, double* values) {
-  _mm512_storeu_pd(values, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), (__m512d)v));
-}
-#elif defined(__AVX2__)
-template <>
-DSC_HOST_DEVICE unsigned nonzero_lanes<float>(const Lanes<float>& v) {
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
-}
-template <>
-DSC_HOST_DEVICE Lanes<float> expand(unsigned bits, const float* values) {
-  const __m128i rank = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.rank[bits]));
-  const __m256i index = _mm256_cvtepi8_epi32(rank);
-  const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), index);
-  return (Lanes<float>)_mm256_blendv_ps(v, _mm256_setzero_ps(), _mm256_castsi256_ps(index));
-}
-template <>
-DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<float>& v, float* values) {
-  const __m128i position = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bit_tables.position[bits]));
-  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps((__m256)v, _mm256_cvtepu8_epi32(position)));
-}
-template <>
-DSC_HOST_DEVICE float sum_of_lanes<float>(const Lanes<float>& v) {
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-}
-template <>
-DSC_HOST_DEVICE void add_four_sums<float>(const Lanes<float> (&v)[4], float* sums) {
-  const __m256 low = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), high = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
-  const __m256 all = _mm256_hadd_ps(low, high);
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-  _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), four));
-}
-#endif
-
-// Bits of lanes [vector * lanes, (vector + 1) * lanes) of a mask.
-template <typename A>
-DSC_HOST_DEVICE unsigned lane_bits(const uint8_t* mask, int64_t vector) {
-  constexpr int lanes = Vector<A>::lanes;
-  if (lanes == 16) return mask[2 * vector] | unsigned(mask[2 * vector + 1]) << 8;
-  if (lanes == 8) return mask[vector];
-  return mask[vector * lanes / 8] >> vector * lanes % 8 & ((1u << lanes) - 1);
-}
-
-// Writes the lanes' bits into a mask; vectors come in rising order.
-template <typename A>
-DSC_HOST_DEVICE void set_lane_bits(uint8_t* mask, int64_t vector, unsigned bits) {
-  constexpr int lanes = Vector<A>::lanes;
-  if (lanes < 8) {
-    const int64_t shift = vector * lanes % 8;
-    uint8_t& byte = mask[vector * lanes / 8];
-    byte = static_cast<uint8_t>((shift ? byte : 0) | bits << shift);
-  } else {
-    mask[vector * lanes / 8] = static_cast<uint8_t>(bits);
-    if (lanes == 16) mask[2 * vector + 1] = static_cast<uint8_t>(bits >> 8);
-  }
-}
-
-// Atoms of a row in memory: whole vectors, and whole bytes of a mask.
-template <typename A>
-DSC_HOST_DEVICE int64_t row_atoms(int64_t atoms) {
-  return padded(atoms, Vector<A>::lanes > 8 ? Vector<A>::lanes : 8);
-}
-
-// Packs vectors of atoms one after the other: the bits of the non-zeros into a mask, their values side by side.
-template <typename A>
-struct Packer {
-  uint8_t* mask;
-  A* values;
-
-  // `width` atoms are to come; the mask's bytes beyond them are zero.
-  DSC_HOST_DEVICE Packer(uint8_t* mask_, int64_t bytes, int64_t width, A* values_) : mask(mask_), values(values_) {
-    for (int64_t i = width / 8; i < bytes; ++i) mask[i] = 0;
-  }
-  DSC_HOST_DEVICE void add(int64_t vector, const Lanes<A>& v) {
-    const unsigned bits = nonzero_lanes<A>(v);
-    set_lane_bits<A>(mask, vector, bits);
-    compress(bits, v, values);
-    values += __builtin_popcount(bits);
-  }
-};
-
-// Reads the packed values of a pixel as vectors of atoms.
-template <typename A>
-struct Reader {
-  const uint8_t* mask;
-  const A* values;
-
-  DSC_HOST_DEVICE Lanes<A> next(int64_t vector) {
-    const unsigned bits = lane_bits<A>(mask, vector);
-    const Lanes<A> v = expand(bits, values);
-    values += __builtin_popcount(bits);
-    return v;
-  }
-};
-
-// Writes the values of vectors of atoms where a given mask is set.
-template <typename A>
-struct Picker {
-  const uint8_t* mask;
-  A* values;
-
-  DSC_HOST_DEVICE void add(int64_t vector, const Lanes<A>& v) {
-    const unsigned bits = lane_bits<A>(mask, vector);
-    compress(bits, v, values);
-    values += __builtin_popcount(bits);
-  }
-};
 
 // --- blocks of pixels -----------------------------------------------------------------------------------------------
 
@@ -732,7 +501,49 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   }
 }
 
-// What packed_analysis computes before its threshold, as a dense code.
+// Writes or adds `pixels` rows of atoms to as many neighbours in the planes of a dense code.
+template <typename T>
+DSC_HOST_DEVICE void write_rows(const accumulate_t<T>* rows, int64_t width, int64_t pixels, int64_t atoms, bool add,
+                                int64_t image_pixels, T* dense) {
+  using A = accumulate_t<T>;
+  for (int64_t m = 0; m < atoms; m += 8)
+    for (int64_t t = 0; t < pixels; t += 8) {
+      A turned[8][8];
+      const int64_t last_atom = atoms - m < 8 ? atoms - m : 8, last = pixels - t < 8 ? pixels - t : 8;
+      const A* const in = rows + t * width + m;
+      T* const out = dense + m * image_pixels + t;
+      if (last == 8) {
+        turn(in, width, turned);
+      } else {
+        for (int64_t i = 0; i < last; ++i)
+          for (int64_t j = 0; j < last_atom; ++j) turned[j][i] = in[i * width + j];
+      }
+      for (int64_t j = 0; j < last_atom; ++j) {
+        T* const row = out + j * image_pixels;
+        if (add) {
+          for (int64_t i = 0; i < last; ++i) row[i] = store<T>(load(row[i]) + turned[j][i]);
+        } else if (last == 8) {
+          for (int64_t i = 0; i < 8; ++i) row[i] = store<T>(turned[j][i]);
+        } else {
+          for (int64_t i = 0; i < last; ++i) row[i] = store<T>(turned[j][i]);
+        }
+      }
+    }
+}
+
+// rows = T(rows + bias)
+template <bool one_sided, typename A>
+DSC_HOST_DEVICE void threshold_rows(const A* bias, const A* theta, int64_t pixels, const Workspace<A>& work) {
+  using V = Lanes<A>;
+  V* row = reinterpret_cast<V*>(work.rows);
+  for (int64_t t = 0; t < pixels; ++t)
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row) {
+      const V u = bias ? *row + reinterpret_cast<const V*>(bias)[v] : *row;
+      *row = soft_threshold<one_sided>(u, reinterpret_cast<const V*>(theta)[v]);
+    }
+}
+
+// The same as a dense code.
 template <typename T>
 void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
@@ -746,15 +557,11 @@ void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
       if (t % block_pixels == 0) start.values = p.start.values + p.start.places[t / block_pixels].first;
       add_codes(start, bytes, pixels, work);
     }
+    if (p.theta) p.one_sided ? threshold_rows<true>(p.bias, p.theta, pixels, work) : threshold_rows<false>(p.bias, p.theta, pixels, work);
+    if (p.scale != A(1))
+      for (int64_t i = 0; i < pixels * width; ++i) work.rows[i] *= p.scale;
     for_each_run(p.first + t, pixels, p.image_pixels, p.image_size, [&](int64_t i, int64_t run, int64_t offset) {
-      for (int64_t m = 0; m < p.atoms; ++m) {
-        T* const out = p.dense + offset + m * p.image_pixels;
-        const A* const in = work.rows + i * width + m;
-        if (p.add)
-          for (int64_t j = 0; j < run; ++j) out[j] = store<T>(load(out[j]) + p.scale * in[j * width]);
-        else
-          for (int64_t j = 0; j < run; ++j) out[j] = store<T>(p.scale * in[j * width]);
-      }
+      write_rows<T>(work.rows + i * width, width, run, p.atoms, p.add, p.image_pixels, p.dense + offset);
     });
   }
 }
@@ -885,6 +692,18 @@ struct GradientOfAllAtoms {
   }
 };
 
+// sums[atom] += the values of the atom in a block: by vectors within it, in double beyond.
+template <typename A>
+DSC_HOST_DEVICE void add_sums_by_atom(Reader<A> reader, int64_t bytes, int64_t pixels, int64_t atoms,
+                                      const Workspace<A>& work, double* sums) {
+  A* const block = work.rows;
+  for (int64_t m = 0; m < work.width; ++m) block[m] = A(0);
+  for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes)
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
+      reinterpret_cast<Lanes<A>*>(block)[v] += reader.next(v);
+  for (int64_t m = 0; m < atoms; ++m) sums[m] += block[m];
+}
+
 template <typename A>
 void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch) {
   Workspace<A> work(p.atoms, p.patches.vectors, scratch);
@@ -899,28 +718,30 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     const A* const x = p.codes.values + p.codes.places[block].first;
     const A* const grad = p.grad.values + p.grad.places[block].first;
     if (p.grad_theta) {
-      A* const sums = work.rows;  // of this block; in double beyond
-      for (int64_t m = 0; m < work.width; ++m) sums[m] = A(0);
       for (int64_t i = 0; i < count; ++i) work.values[i] = x[i] < A(0) ? grad[i] : -grad[i];  // -sign(x) g, x is not 0
-      Reader<A> reader{support, work.values};
-      for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes)
-        for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
-          reinterpret_cast<Lanes<A>*>(sums)[v] += reader.next(v);
-      for (int64_t m = 0; m < p.atoms; ++m) p.grad_theta[m] += sums[m];
+      add_sums_by_atom(Reader<A>{support, work.values}, bytes, pixels, p.atoms, work, p.grad_theta);
     }
-    if (!p.plane) continue;
-    if (!p.gradient || p.patches.by_atoms) {
-      add_block(p.patches, support, bytes, grad, count, p.table, p.plane, base, pixels, p.atoms, work);
-    } else {
+    if (p.grad_bias) add_sums_by_atom(Reader<A>{support, grad}, bytes, pixels, p.atoms, work, p.grad_bias);
+    const bool together = p.plane && p.gradient && !p.patches.by_atoms;
+    if (together) {
       const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
       for_each_chunk<A>(p.patches, p.atoms,
                         SumAtomsAndGradient<A>{work.masks, p.patches.vector, support, bytes, grad, p.table, p.gradient,
                                                patches_of(p.patches, p.residual, base, pixels, work), sums, pixels});
       add_products(p.patches, p.plane, base, pixels, work);
+    } else if (p.plane) {
+      add_block(p.patches, support, bytes, grad, count, p.table, p.plane, base, pixels, p.atoms, work);
     }
-    if (p.gradient && p.patches.by_atoms) {
+    if (p.gradient && !together) {
       const Block<const A> patches = patches_of(p.patches, p.residual, base, pixels, work);
-      if (is_dense<A>(p.patches, count, pixels, p.atoms)) {
+      const bool dense = is_dense<A>(p.patches, count, pixels, p.atoms);
+      if (!p.plane) {
+        if (dense)
+          make_dense(support, bytes, grad, pixels, A(1), work);
+        else
+          list_by_pixels(support, bytes, pixels, work);
+      }
+      if (dense) {
         for_each_chunk<A>(p.patches, p.atoms,
                           GradientOfAllAtoms<A>{work, p.patches.vector, p.gradient, patches, pixels, p.atoms});
       } else {

@@ -5,7 +5,8 @@
 #define DSC_CONCAT_(a, b) a##b
 #define DSC_CONCAT(a, b) DSC_CONCAT_(a, b)
 
-#include "convolution_kernels.h"
+#include "vectors.h"
+
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
 #include "threshold_kernels.h"
@@ -15,25 +16,16 @@ namespace DSC_CPU_LEVEL {
 
 template <typename T>
 constexpr Kernels<T> make_kernels() {
-  using Tile = Tile<accumulate_t<T>>;
-  return {Tile::atoms,
-          Tile::pixels_per_task,
-          Vector<accumulate_t<T>>::lanes,
+  return {Vector<accumulate_t<T>>::lanes,
           tile_vectors,
           chunk_vectors,
           taps_per_range,
-          analysis_scratch<T>,
-          pixel_list_scratch<T>,
           soft_threshold_tasks<T>,
           soft_threshold_backward_tasks<T>,
           shrink_tasks<T>,
           shrink_backward_tasks<T>,
           l1_norm_tasks<T>,
           l1_norm_backward_range<T>,
-          combine_range<T>,
-          analysis_tasks<T>,
-          synthesis_tasks<T>,
-          correlation_tasks<T>,
           workspace_size<accumulate_t<T>>,
           packed_synthesis<accumulate_t<T>>,
           packed_analysis<T>,

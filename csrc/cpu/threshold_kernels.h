@@ -176,14 +176,5 @@ void shrink_backward_tasks(const ShrinkBackward<T>& p, int64_t begin, int64_t en
   visit_activation(p.activation, p.one_sided, ShrinkBackwardRange<T>{p, begin, end});
 }
 
-template <typename T>
-void combine_range(const Combine<T>& p, int64_t begin, int64_t end) {
-  using A = accumulate_t<T>;
-  for (int64_t i = begin; i < end; ++i) {
-    const A other = p.y ? p.b * load(p.y[i]) : A(0);
-    p.out[i] = store<T>(p.a * load(p.x[i]) + other);
-  }
-}
-
 }  // namespace DSC_CPU_LEVEL
 }  // namespace dsc::cpu
