@@ -228,7 +228,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
   const auto wanted = [&](int i, const Sizes& shape) {
     return torch::stable::new_empty(y, needs[i] ? shape : Sizes{0});
   };
-  const Tensor grad_y = wanted(0, sizes(y)), grad_bias = wanted(2, {g.code_channels}), grad_theta = wanted(3, sizes(theta));
+  const Tensor grad_y = wanted(0, sizes(y)), grad_bias = wanted(2, {g.code_channels}),
+               grad_theta = wanted(3, sizes(theta));
   const Tensor signal = torch::stable::contiguous(y), dense_weight = torch::stable::contiguous(weight);
   const Tensor dense_codes = torch::stable::contiguous(codes), dense_grad = torch::stable::contiguous(grad);
   const Tensor grad_weight = visit_dtype(y, [&](auto zero) {

@@ -187,8 +187,8 @@ struct PackedAnalysis {
   int64_t* used;
 };
 
-// dense = scale T(start + A_W(plane) + bias), added to what stands there or not; no T where theta is null. Where `dense`
-// is as in PackedToDense.
+// dense = scale T(start + A_W(plane) + bias), added to what stands there or not; no T where theta is null. Where
+// `dense` is as in PackedToDense.
 template <typename T>
 struct DenseAnalysis {
   using A = accumulate_t<T>;

@@ -557,7 +557,9 @@ void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
       if (t % block_pixels == 0) start.values = p.start.values + p.start.places[t / block_pixels].first;
       add_codes(start, bytes, pixels, work);
     }
-    if (p.theta) p.one_sided ? threshold_rows<true>(p.bias, p.theta, pixels, work) : threshold_rows<false>(p.bias, p.theta, pixels, work);
+    if (p.theta)
+      p.one_sided ? threshold_rows<true>(p.bias, p.theta, pixels, work)
+                  : threshold_rows<false>(p.bias, p.theta, pixels, work);
     if (p.scale != A(1))
       for (int64_t i = 0; i < pixels * width; ++i) work.rows[i] *= p.scale;
     for_each_run(p.first + t, pixels, p.image_pixels, p.image_size, [&](int64_t i, int64_t run, int64_t offset) {
@@ -699,8 +701,7 @@ DSC_HOST_DEVICE void add_sums_by_atom(Reader<A> reader, int64_t bytes, int64_t p
   A* const block = work.rows;
   for (int64_t m = 0; m < work.width; ++m) block[m] = A(0);
   for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes)
-    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v)
-      reinterpret_cast<Lanes<A>*>(block)[v] += reader.next(v);
+    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) reinterpret_cast<Lanes<A>*>(block)[v] += reader.next(v);
   for (int64_t m = 0; m < atoms; ++m) sums[m] += block[m];
 }
 

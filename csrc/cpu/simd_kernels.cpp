@@ -5,11 +5,10 @@
 #define DSC_CONCAT_(a, b) a##b
 #define DSC_CONCAT(a, b) DSC_CONCAT_(a, b)
 
-#include "vectors.h"
-
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
 #include "threshold_kernels.h"
+#include "vectors.h"
 
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {

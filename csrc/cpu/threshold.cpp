@@ -1,6 +1,4 @@
 // soft_threshold (with the bias and residual of the fused epilogue), shrink, and their backwards on the CPU.
-#include "threshold.h"
-
 #include "layout.h"
 
 namespace dsc::cpu {
@@ -64,8 +62,6 @@ Tensor soft_threshold_cpu(const Tensor& u, const Tensor& theta, const std::optio
   return out;
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor> soft_threshold_backward_cpu(const Tensor& grad, const Tensor& codes,
                                                                const Tensor& theta, bool) {
   check_threshold_backward(grad, codes, theta);
@@ -87,8 +83,6 @@ std::tuple<Tensor, Tensor, Tensor> soft_threshold_backward_cpu(const Tensor& gra
   });
   return {grad_u, grad_theta, grad_bias};
 }
-
-namespace {
 
 Tensor shrink_cpu(const Tensor& u, const Tensor& theta, const std::string& activation, bool one_sided) {
   check_theta(u, theta, channels_of(u));

@@ -41,7 +41,6 @@ PackedCodes<A> part_of(const PackedCodes<A>& codes, const Plan& plan, const Unit
   return {codes.masks ? codes.masks + plan.pixel(unit) * bytes : nullptr, codes.places + unit.block, codes.values};
 }
 
-
 // Tables that units add to, a fixed share of the units to each, so that sums do not depend on the number of threads.
 template <typename A>
 struct Shares {
@@ -79,7 +78,6 @@ void add_shares(const Plan& plan, const Shares<A>& shares, int64_t lanes, A* gra
     }
   });
 }
-
 
 template <typename T>
 struct Units {
@@ -155,9 +153,9 @@ struct Units {
 
   void to_dense(int64_t u, const Codes& codes, T* dense, char* scratch) const {
     const Unit& unit = plan.units[u];
-    kernel.packed_to_dense({unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), part(codes, u),
-                            of_group(dense, unit)},
-                           scratch);
+    kernel.packed_to_dense(
+        {unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), part(codes, u), of_group(dense, unit)},
+        scratch);
   }
 
   // result = a x + b y on the masks `on`, or on the union of both supports.
@@ -205,9 +203,22 @@ struct Units {
                        T* dense, char* scratch) const {
     const Unit& unit = plan.units[u];
     const int64_t first = unit.group * width();
-    kernel.dense_analysis({unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), plan.base.data(),
-                           plan.patches(), plane, weight + first * plan.g.patch(), {}, bias ? bias + first : nullptr,
-                           theta + first, one_sided, A(1), false, of_group(dense, unit)},
+    kernel.dense_analysis({unit.pixels,
+                           atoms(),
+                           unit.first,
+                           plan.g.code_pixels(),
+                           image_size(),
+                           plan.base.data(),
+                           plan.patches(),
+                           plane,
+                           weight + first * plan.g.patch(),
+                           {},
+                           bias ? bias + first : nullptr,
+                           theta + first,
+                           one_sided,
+                           A(1),
+                           false,
+                           of_group(dense, unit)},
                           scratch);
   }
 
