@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SUPPORTED = frozenset(DTYPES)
@@ -127,6 +127,14 @@ def signal(function: str, name: str, value: object, weight_name: str, weight: Te
         got = f"{weight.shape[1] * groups} signal channels" + (f" in {groups} groups" if groups > 1 else "")
         raise ValueError(f"{function}: {weight_name} has {got}, {name} has {value.shape[1]}")
     return value
+
+
+def layer_signal(layer: nn.Module, y: object, weight_name: str, weight: Tensor) -> Geometry:
+    """The geometry of a layer, which checked its own when it was made, after a look at the signal that it is given."""
+    function = type(layer).__name__
+    conv = Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
+    code_size(function, "y", signal(function, "y", y, weight_name, weight, layer.groups).shape[2:], weight, conv)
+    return conv
 
 
 def code(

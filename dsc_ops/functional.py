@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dsc_ops import _calls as calls
 from dsc_ops import _checks as check
 from dsc_ops import reference
 
@@ -208,7 +209,7 @@ def conv_soft_threshold(
         bias = check.like(name, "bias", bias, "weight", weight)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"{name}: bias has shape {tuple(bias.shape)}, it takes ({weight.shape[0]},)")
-    return _ops.conv_soft_threshold(y, weight, bias, theta, *conv.arguments(), bool(one_sided))
+    return calls.conv_soft_threshold(y, weight, bias, theta, conv, one_sided)
 
 
 def lista_step(
@@ -377,14 +378,8 @@ def _lista(
             theta = theta.to(y.dtype)
     else:
         theta = check.threshold(name, "theta", theta, y, atoms)
-    if theta.dim() != 2 or theta.shape[1] != atoms:
-        theta = theta.expand(iterations, atoms)
-    if analysis.dim() == dictionary.dim():
-        analysis = analysis.unsqueeze(0)
     weights = _momentum(name, momentum, iterations)
-    tensors = (y, dictionary, analysis, theta, x0)
-    keep_tape = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return _ops.lista(*tensors, weights, *conv.arguments(), bool(one_sided), keep_tape)[0]
+    return calls.lista(y, dictionary, analysis, theta, x0, weights, iterations, conv, one_sided)
 
 
 def ista(

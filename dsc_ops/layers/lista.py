@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import Self
 
+from dsc_ops import _calls as calls
 from dsc_ops import _checks as check
 from dsc_ops import functional, reference
 from dsc_ops.layers.state import WholeState
@@ -161,15 +162,10 @@ class _LISTAConv(ConvolutionalCodes, _Unrolled):
         return functional.lipschitz(_whole(self.dictionary), size, **self._geometry())
 
     def forward(self, y: Tensor) -> Tensor:
-        return functional.lista(
-            y,
-            self.dictionary,
-            self.analysis,
-            self.theta,
-            iterations=self.iterations,
-            **self._geometry(),
-            one_sided=self.one_sided,
-        )
+        dictionary = self.dictionary
+        conv = check.layer_signal(self, y, "dictionary", dictionary)
+        theta = self.theta.to(y.dtype)
+        return calls.lista(y, dictionary, self.analysis, theta, None, [], self.iterations, conv, self.one_sided)
 
     def extra_repr(self) -> str:
         return (

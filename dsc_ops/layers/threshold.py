@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from dsc_ops import _calls as calls
 from dsc_ops import _checks as check
 from dsc_ops import functional, reference
 from dsc_ops.layers.state import WholeState
@@ -135,17 +136,9 @@ class _ConvSoftThreshold(WholeState):
         return layer.train(conv.training)
 
     def forward(self, y: Tensor) -> Tensor:
-        return functional.conv_soft_threshold(
-            y,
-            self.weight,
-            self.theta,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            one_sided=self.one_sided,
-        )
+        weight = self.weight
+        conv = check.layer_signal(self, y, "weight", weight)
+        return calls.conv_soft_threshold(y, weight, self.bias, self.theta.to(y.dtype), conv, self.one_sided)
 
     def extra_repr(self) -> str:
         return (

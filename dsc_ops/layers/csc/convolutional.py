@@ -160,6 +160,8 @@ class CSCConv(ConvolutionalCodes, WholeState):
     def find_step(self) -> None:
         """L of the dictionary as it is, from nothing: for a dictionary that was changed by hand, in place."""
         atoms = self.dictionary
+        if atoms.is_meta:
+            return
         wide = atoms if atoms.dtype == torch.float64 else atoms.float()
         geometry = self._geometry()
         with reference.without_autocast(atoms.device.type):
