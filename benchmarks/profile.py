@@ -39,8 +39,8 @@ TOOLS = {
 KERNELS = {
     "S_D": r"packed_synthesis<",
     "A_W, threshold, pack": r"packed_analysis<",
-    "dW, dtheta, S_W": r"packed_backward_synthesis<",
-    "dD, dx": r"packed_backward_analysis<",
+    "dW, dtheta, S_W": r"packed_backward_analysis<",
+    "dD, dx": r"packed_backward_synthesis<",
     "dense codes in and out": r"packed_(to|from)_dense<",
 }
 REST = "the rest"

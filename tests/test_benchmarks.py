@@ -769,7 +769,7 @@ def test_samples_are_added_up_by_kernel():
  20.00% ,[k] clear_page_erms
 """
     found = profile.shares(report)
-    assert found["A_W, threshold, pack"] == pytest.approx(0.5) and found["dD, dx"] == pytest.approx(0.2)
+    assert found["A_W, threshold, pack"] == pytest.approx(0.5) and found["dW, dtheta, S_W"] == pytest.approx(0.2)
     assert found["dense codes in and out"] == pytest.approx(0.1) and found["the rest"] == pytest.approx(0.2)
     assert found["S_D"] == 0
 
