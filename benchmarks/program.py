@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         action="store_true",
         help="compare nothing: print what each CPU kernel of a training step takes, by perf and callgrind (Linux "
-        "packages linux-perf and valgrind; a quarter of an hour); for all cases at the default density it writes "
+        "packages linux-perf and valgrind; half an hour); for all cases at the default density it writes "
         "docs/performance/profile-MACHINE.md",
     )
     add("--threads", type=int, help="number of CPU threads (default: torch's)")
