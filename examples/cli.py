@@ -57,6 +57,8 @@ class Record(Timer):
         self.write(trainer)
 
     def on_fit_end(self, trainer: Trainer, *arguments) -> None:
+        if hasattr(trainer.datamodule, "prior"):  # what a network's scores are compared with
+            self.facts["prior"] = trainer.datamodule.prior()
         self.write(trainer)
 
 

@@ -179,7 +179,13 @@ def segmentation_table(results: Results) -> str:
     for (row, test), scores in PAPER_TABLE_4.items():
         name = title(row.removesuffix("-l1")) + (" + l1" if row.endswith("-l1") else "")
         rows.append([name, "paper", test, *(f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in scores), ""])
-    for row in (f"{row}{l1}" for row in SEGMENTERS for l1 in ("", "-l1")):
+    segmenters = [f"{row}{l1}" for row in SEGMENTERS for l1 in ("", "-l1")]
+    made = [run for row in segmenters for run in results.get(row, [])]
+    priors = {test: scores for run in made for test, scores in zip(run["tests"], run.get("prior", []), strict=False)}
+    for test, scores in priors.items():
+        shown = [f"{scores[score]:.4f} ± {scores[f'{score}_std']:.4f}" for score in SCORES]
+        rows.append(["mean of the training masks, cut at 1/2", "ours", test, *shown, ""])
+    for row in segmenters:
         runs = results.get(row, [])
         name = title(row.removesuffix("-l1")) + (" + l1" if row.endswith("-l1") else "")
         if not runs:

@@ -399,6 +399,18 @@ def test_no_object_and_no_background_is_in_both_parts(tmp_path):
     assert composites.split(tmp_path, seed=0) == parts != composites.split(tmp_path, seed=1)
 
 
+def test_the_prior_is_the_mean_mask_cut_at_one_half():
+    data = saliency.Saliency()
+    masks = torch.tensor([[255, 255, 0, 0], [255, 0, 0, 255], [255, 255, 255, 0]], dtype=torch.uint8).view(3, 1, 2, 2)
+    data.training_planes = masks.expand(3, 4, 2, 2)  # two of three or more are there in the upper row: 1 1 0 0
+    data.test_planes = [masks[:1].expand(1, 4, 2, 2), masks[1:].expand(2, 4, 2, 2)]
+    exact, other = data.prior()
+    assert exact["PA"] == exact["mIoU"] == 1 and exact["mIoU_std"] == 0
+    # 1 1 0 0 for 1 0 0 1: half of all pixels, a third of each union; for 1 1 1 0: 3 of 4, 2 / 3 and 1 / 2.
+    assert other["PA"] == pytest.approx((2 / 4 + 3 / 4) / 2)
+    assert other["mIoU"] == pytest.approx((1 / 3 + (2 / 3 + 1 / 2) / 2) / 2)
+
+
 def test_composites_are_labelled_as_such(tmp_path):
     material_files(tmp_path / "pictures")
     folder = composites.compose(tmp_path, counts=FEW)

@@ -368,7 +368,8 @@ def test_each_test_set_of_masks_has_its_scores(segmented):
     saved = torch.load(segmented / "masks.pt", weights_only=True)
     assert saved["probabilities"].shape == saved["masks"].shape == (4, 1, 16, 16)
     # The second set has three pictures, the first five: the first four, then one.
-    assert json.loads((segmented / "run.json").read_text())["tests"] == ["DUTS-TE", "DUTS-TE"]
+    facts = json.loads((segmented / "run.json").read_text())
+    assert facts["tests"] == ["DUTS-TE", "DUTS-TE"] and len(facts["prior"]) == 2
 
 
 ALL_ROWS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
@@ -505,6 +506,7 @@ def test_the_report_shows_what_was_run_and_says_what_was_not(trained, segmented,
     assert "| LeNet-5 elu | 0.01 | not run | not run | not run | not run |  |" in page
     assert "| Unet | paper | DUTS-TE | 0.9203 ± 0.1004 |" in page and "| Unet | ours | not run |" in page
     assert page.count("| Unet + l1, width 2 | ours, seed 0 | DUTS-TE |") == 2
+    assert "| mean of the training masks, cut at 1/2 | ours | DUTS-TE | 0." in page
     assert "| lenet5-relu-l1 | 0 | 3 |" in page and "| vgg11-relu | not run |" in page
     for name in ("accuracy", "loss-lenet5", "bce-penalty", "density", "masks"):
         assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f"]({name}.png)" in page

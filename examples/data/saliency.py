@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from examples.data.files import ROOT, whole
 from examples.data.sampling import batch_loader, epoch_generator, flip
+from examples.metrics import MaskScores
 
 # Folders of pictures and of masks, as they are published.
 LAYOUTS = {
@@ -168,6 +169,19 @@ class Saliency(lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         self.training_planes = load(self.train, self.size, self.root)[: self.limit]
         self.test_planes = [load(folder, self.size, self.root)[: self.limit] for folder in self.tests]
+
+    def prior(self) -> list[dict[str, float]]:
+        """For each test set, the scores of the mean training mask, cut at one half, as the guess for every picture.
+
+        A network that has learnt anything from the pictures is above them.
+        """
+        guess = self.training_planes[:, 3].float().mean(0) > 127.5
+        found = []
+        for planes in self.test_planes:
+            scores = MaskScores()
+            scores.update(guess.expand(len(planes), -1, -1), planes[:, 3])
+            found.append({name: float(value) for name, value in scores.compute().items()})
+        return found
 
     def train_dataloader(self) -> DataLoader:
         return batch_loader(Pairs(self.training_planes, self.seed), self.batch_size, self.trainer)
