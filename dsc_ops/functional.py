@@ -374,8 +374,6 @@ def _lista(
             )
         if theta.device != y.device:
             raise ValueError(f"{name}: theta is on {theta.device}, y on {y.device}")
-        if theta.dtype != y.dtype:
-            theta = theta.to(y.dtype)
     else:
         theta = check.threshold(name, "theta", theta, y, atoms)
     weights = _momentum(name, momentum, iterations)

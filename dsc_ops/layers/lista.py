@@ -164,8 +164,7 @@ class _LISTAConv(ConvolutionalCodes, _Unrolled):
     def forward(self, y: Tensor) -> Tensor:
         dictionary = self.dictionary
         conv = check.layer_signal(self, y, "dictionary", dictionary)
-        theta = self.theta.to(y.dtype)
-        return calls.lista(y, dictionary, self.analysis, theta, None, [], self.iterations, conv, self.one_sided)
+        return calls.lista(y, dictionary, self.analysis, self.theta, None, [], self.iterations, conv, self.one_sided)
 
     def extra_repr(self) -> str:
         return (

@@ -138,7 +138,7 @@ class _ConvSoftThreshold(WholeState):
     def forward(self, y: Tensor) -> Tensor:
         weight = self.weight
         conv = check.layer_signal(self, y, "weight", weight)
-        return calls.conv_soft_threshold(y, weight, self.bias, self.theta.to(y.dtype), conv, self.one_sided)
+        return calls.conv_soft_threshold(y, weight, self.bias, self.theta, conv, self.one_sided)
 
     def extra_repr(self) -> str:
         return (

@@ -288,6 +288,30 @@ def test_forward_over_reverse_is_refused_too():
         grad(lambda y: grad(lambda y: functional.soft_threshold(y, 0.1).square().sum())(y).sum())(y)
 
 
+@pytest.mark.parametrize("make", [lambda: ConvSoftThreshold(2, 3, 3), lambda: LISTAConv(2, 3, 3, theta=0.01)])
+def test_without_gradients_nothing_else_changes(make):
+    """Calls then go past the rule for autograd, on which forward mode, torch.func and torch.compile depend."""
+    layer, y = make(), images()
+    expected = layer(y).detach()
+    slopes = gradients(layer, layer(y).sum())
+    with torch.no_grad():
+        assert torch.equal(layer(y), expected)
+        assert not layer(y).requires_grad
+        torch.testing.assert_close(vmap(layer)(y[:, None])[:, 0], expected)
+        torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(y), expected)
+        torch.testing.assert_close(torch.fx.experimental.proxy_tensor.make_fx(layer)(y)(y), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(y).dtype == torch.bfloat16
+        got = grad(lambda p: functional_call(layer, p, (y,)).sum())(dict(layer.named_parameters()))
+        assert_same(got, slopes)
+        with pytest.raises(RuntimeError, match="forward-mode derivative of .* is not supported"):
+            jvp(layer, (y,), (torch.ones_like(y),))
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode derivative of"):
+            layer(torch.autograd.forward_ad.make_dual(y, torch.ones_like(y)))
+    with torch.inference_mode():
+        assert torch.equal(layer(y), expected)
+
+
 @pytest.mark.supports("compile and transform", "`torch.func.functional_call`, parametrized weights included")
 def test_functional_call():
     model, y = Network(), images()
