@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.cases import Case, Problem, problem
 from benchmarks.contenders import call, contender
@@ -49,6 +50,10 @@ SIDE = 1024  # of its matrices
 COUNTED = 4096  # code pixels are enough for callgrind; the cases' batches are cut to as many, or to one signal
 SECONDS = 3.0  # of sampling
 EVENTS = ("Ir", "D1mr", "D1mw", "Bcm")
+HEAD = (
+    "| case | kernel | time | ns | instructions | each ns | of sgemm's | L1 misses | mispredicted |",
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
 
 
 def missing() -> str:
@@ -196,30 +201,39 @@ def measure(case: Case, density: float = 0.1, iterations: int = 10) -> list[dict
     return rows_of(case.name, task.density, sampled, counted)
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def lines(rows: Sequence[dict[str, Any]], peak: float | None) -> list[str]:
     """Rows of a Markdown table; the rate is also told as a share of the matrix product's."""
-    peak = next((row["rate"] for row in rows if row["case"] == PRODUCT), None)
-    head = (
-        "| case | kernel | time | ns | instructions | each ns | of sgemm's | L1 misses | mispredicted |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    )
-    lines = []
+    told = []
     for row in rows:
         if row["case"] == PRODUCT:
-            lines.append(f"| {PRODUCT} | {SIDE} x {SIDE} | 100 % | | | {row['rate']:.1f} | 100 % | | |")
+            told.append(f"| {PRODUCT} | {SIDE} x {SIDE} | 100 % | | | {row['rate']:.1f} | 100 % | | |")
             continue
         of_peak = f"{100 * row['rate'] / peak:.0f} %" if peak else ""
-        lines.append(
+        told.append(
             f"| {row['case']} | {row['kernel']} | {100 * row['share']:.0f} % | {row['nanoseconds']:.1f} "
             f"| {row['instructions']:.0f} | {row['rate']:.1f} | {of_peak} | {row['misses']:.1f} "
             f"| {row['mispredicted']:.2f} |"
         )
-    return "\n".join((*head, *lines))
+    return told
+
+
+def measure_all(cases: Sequence[Case], density: float, iterations: int) -> list[dict[str, Any]]:
+    """The rows of the matrix product and of these cases, each told when it is there: callgrind takes its time."""
+    rows = [product_row()]
+    peak = rows[0]["rate"]
+    tqdm.write("\n".join((*HEAD, *lines(rows, peak))), file=sys.stdout)
+    for case in tqdm(cases, desc="profiling", unit="case"):
+        found = measure(case, density, iterations)
+        tqdm.write("\n".join(lines(found, peak)), file=sys.stdout)
+        rows += found
+    return rows
 
 
 def page(rows: Sequence[dict[str, Any]], facts: dict[str, Any], density: float, iterations: int) -> str:
     """The table with what made it."""
     software = facts["dsc_ops"]
+    peak = next((row["rate"] for row in rows if row["case"] == PRODUCT), None)
+    table = "\n".join((*HEAD, *lines(rows, peak)))
     return f"""# What the kernels wait for
 
 `python -m benchmarks --profile` on {facts["processor"]}, {software["cpu_capability"]}, torch {software["torch"]},
@@ -227,7 +241,7 @@ def page(rows: Sequence[dict[str, Any]], facts: dict[str, Any], density: float, 
 time, instructions, misses of the first-level data cache and mispredicted branches for each code pixel and iteration;
 instructions each nanosecond, also as a share of those of a large matrix product.
 
-{table(rows)}
+{table}
 """
 
 

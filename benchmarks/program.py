@@ -191,8 +191,6 @@ def roofline_lines(options: argparse.Namespace) -> list[str]:
 
 def profiled(options: argparse.Namespace) -> int:
     """--profile: the exit status."""
-    from tqdm import tqdm
-
     from benchmarks import profile
     from benchmarks.cases import CASES
     from benchmarks.machine import machine, machine_name, write_whole
@@ -200,12 +198,9 @@ def profiled(options: argparse.Namespace) -> int:
     if obstacle := profile.missing():
         sys.exit(f"benchmarks: {obstacle}")
     density, iterations = (options.densities or [0.1])[0], (options.iterations or [10])[0]
-    rows = [profile.product_row()]
-    for name in tqdm(options.cases or CASES, desc="profiling", unit="case"):
-        rows += profile.measure(CASES[name], density, iterations)
+    rows = profile.measure_all([CASES[name] for name in options.cases or CASES], density, iterations)
     facts = machine()
     text = profile.page(rows, facts, density, iterations)
-    print(text)
     if not (options.cases or options.densities or options.iterations):
         output = FIGURES / f"profile-{machine_name(facts)}.md"
         write_whole(output, text)
