@@ -194,6 +194,8 @@ def segmentation_table(results: Results) -> str:
         for index, test in enumerate(tests):
             suffix = f"/dataloader_idx_{index}" if len(tests) > 1 else ""
             for run in runs:
+                if last(run, f"val_{SCORES[0]}{suffix}") is None:
+                    continue  # it has not come to the end of an epoch
                 scores = [
                     f"{last(run, f'val_{score}{suffix}'):.4f} ± {last(run, f'val_{score}_std{suffix}'):.4f}"
                     for score in SCORES

@@ -527,6 +527,12 @@ def test_seeds_are_averaged_and_unfinished_runs_are_named():
     assert report.epochs(made) == "3-4 epochs, 2 seeds, unfinished"
 
 
+def test_a_run_without_a_whole_epoch_has_no_scores_to_show():
+    young = {"tests": ["DUTS-TE"], "history": {"train_loss": [0.5], "val_mIoU": [None]}, "seed": 0, "epochs": 0}
+    table = report.segmentation_table({"unet": [young]})
+    assert "seed 0" not in table and "| Unet + l1 | ours | not run |" in table
+
+
 def test_the_report_of_nothing_says_so(tmp_path):
     report.main(["--runs", str(tmp_path / "none"), "--output", str(tmp_path)])
     page = (tmp_path / "README.md").read_text()
