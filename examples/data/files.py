@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,17 +18,35 @@ class Unavailable(Exception):
     """One source does not have the data; its message says why."""
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """The name under which to write a file or a folder, which is renamed to ``path`` when all went well."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    remove(unfinished)  # of a run that was killed
+def made(path: Path, make: Callable[[Path], None]) -> Path:
+    """A file or a folder, which ``make`` writes if it is not there, under a name from which it is then renamed.
+
+    One process at a time makes something in a folder: others wait, and find it made.
+    """
+    if path.exists():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with locked(path.parent):
+        if not path.exists():
+            try:
+                remove(unfinished)  # of a run that was killed
+                make(unfinished)
+                os.replace(unfinished, path)
+            finally:
+                remove(unfinished)
+    return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process has this folder locked, and lock it; a process that ends lets go of its locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        remove(unfinished)
+        os.close(descriptor)
 
 
 @contextmanager

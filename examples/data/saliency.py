@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from examples.data.files import ROOT, whole
+from examples.data.files import ROOT, made
 from examples.data.sampling import batch_loader, epoch_generator, flip
 from examples.metrics import MaskScores
 
@@ -92,14 +92,18 @@ def load(folder: Path, size: int, root: Path | None = None) -> Tensor:
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for pair in files for path in pair]
     key = hashlib.sha256(repr(states).encode()).hexdigest()[:12]
     cached = (root or ROOT) / f"{folder.name}-{size}-{key}.npy"
-    if not cached.exists():
-        with whole(cached) as unfinished, ThreadPoolExecutor() as threads:
-            planes = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(files), 4, size, size))
+
+    def resize(unfinished: Path) -> None:
+        planes = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(files), 4, size, size))
+        with ThreadPoolExecutor() as threads:
             found = threads.map(lambda pair: read_pair(pair, size), files)
             for index, pair in enumerate(tqdm(found, f"resizing {folder.name}", len(files), unit="pair")):
                 planes[index] = pair
-            planes.flush()
-    return torch.from_numpy(np.load(cached, mmap_mode="c"))  # private pages: torch wants memory that may be written to
+        planes.flush()
+
+    return torch.from_numpy(
+        np.load(made(cached, resize), mmap_mode="c")
+    )  # private pages: torch wants memory that may be written to
 
 
 class Pairs(Dataset):
