@@ -82,11 +82,13 @@ def history(folder: Path) -> dict[str, list[float | None]]:
 
 
 def collect(runs: Path) -> Results:
-    """All runs of the known rows, by row and in the order of their seeds."""
+    """The runs of the known rows that have come to the end of an epoch, by row and in the order of their seeds."""
     found: Results = {}
     for row in ROWS:
         for path in sorted((runs / row).glob("seed*/run.json")):
             facts = json.loads(path.read_text())
+            if not facts["epochs"]:
+                continue  # it has nothing to show yet
             settings = facts.pop("settings")
             kept = {"seed": settings["seed_everything"], "planned_epochs": settings["trainer"]["max_epochs"]}
             kept["network"] = settings["model"]["init_args"]["network"].get("init_args", {})

@@ -527,16 +527,27 @@ def test_seeds_are_averaged_and_unfinished_runs_are_named():
     assert report.epochs(made) == "3-4 epochs, 2 seeds, unfinished"
 
 
-def test_a_run_without_a_whole_epoch_has_no_scores_to_show():
+def test_a_run_without_a_whole_epoch_has_no_scores_to_show(tmp_path):
     young = {"tests": ["DUTS-TE"], "history": {"train_loss": [0.5], "val_mIoU": [None]}, "seed": 0, "epochs": 0}
     table = report.segmentation_table({"unet": [young]})
     assert "seed 0" not in table and "| Unet + l1 | ours | not run |" in table
+    run = tmp_path / "unet" / "seed0" / "run.json"
+    run.parent.mkdir(parents=True)
+    run.write_text(json.dumps({"epochs": 0}))
+    assert report.collect(tmp_path) == {}
 
 
 def test_the_report_of_nothing_says_so(tmp_path):
     report.main(["--runs", str(tmp_path / "none"), "--output", str(tmp_path)])
     page = (tmp_path / "README.md").read_text()
     assert page.count("not run") > len(report.ROWS) and "png" not in page
+
+
+@pytest.mark.parametrize("name", throughput.CASES)
+def test_a_listaconv_in_place_of_the_first_block_starts_sparse_and_alive(name):
+    network = throughput.make_network(name, "fused")
+    codes = network.get_submodule(network.BLOCKS[0])(throughput.crops(8, throughput.CASES[name][1]))
+    assert 0.03 < dsc_ops.functional.density(codes) < 0.25
 
 
 def test_the_eager_contender_computes_the_same_step():
