@@ -12,18 +12,23 @@ from torch.autograd import forward_ad
 from dsc_ops._checks import Geometry
 
 _ops = torch.ops.dsc_ops
+# Private names of torch 2.10 to 2.14; without them all calls take the longer way.
+_BelowAutograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", None)
+_short_way = _BelowAutograd is not None and _transformed is not None and hasattr(forward_ad, "_current_level")
 
 
 def _call(operator: Callable, *arguments: Any) -> Any:
     """Without gradients, past the operator's rule for autograd: that is Python, and takes as long as a tiny kernel."""
     if (
-        torch.is_grad_enabled()
+        not _short_way
+        or torch.is_grad_enabled()
         or forward_ad._current_level >= 0
         or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        or _transformed()
     ):
         return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
+    with _BelowAutograd():
         return operator(*arguments)
 
 

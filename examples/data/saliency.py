@@ -101,9 +101,8 @@ def load(folder: Path, size: int, root: Path | None = None) -> Tensor:
                 planes[index] = pair
         planes.flush()
 
-    return torch.from_numpy(
-        np.load(made(cached, resize), mmap_mode="c")
-    )  # private pages: torch wants memory that may be written to
+    # Private pages: torch wants memory that may be written to.
+    return torch.from_numpy(np.load(made(cached, resize), mmap_mode="c"))
 
 
 class Pairs(Dataset):
