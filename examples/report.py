@@ -216,7 +216,8 @@ def throughput_table(output: Path) -> str:
     rows = []
     for entry in measured["results"]:
         speeds = entry["images_per_second"]
-        ratios = [f"{speeds['fused'] / speeds[other]:.2f}" for other in ("plain", "eager")]
+        pairs = (("fused", "plain"), ("fused", "eager"), ("bfloat16", "plain"))
+        ratios = [f"{speeds[one] / speeds[other]:.2f}" for one, other in pairs]
         name = f"{NETWORKS[entry['network']]}, batch {entry['batch']}, {entry['size']} x {entry['size']}"
         rows.append(
             [name, *(f"{speeds[contender]:.1f}" for contender in contenders), *ratios, f"{entry['density']:.2f}"]
@@ -226,12 +227,14 @@ def throughput_table(output: Path) -> str:
         *(f"{contender}, images/s" for contender in contenders),
         "fused / plain",
         "fused / eager",
+        "bfloat16 / plain",
         "density of codes",
     ]
     note = (
-        f"Medians of {measured['repeats']} rounds in which the three take turns; threads: {measured['threads']}, "
+        f"Medians of {measured['repeats']} rounds in which they take turns; threads: {measured['threads']}, "
         f"{where['processor']}, torch {where['dsc_ops']['torch']}; Unet of width {measured['unet_width']}. Fused and "
-        "eager have a LISTAConv in place of the first block, plain has the paper's.\n\n"
+        "eager have a LISTAConv in place of the first block, plain has the paper's, bfloat16 is plain under "
+        "autocast.\n\n"
     )
     return note + table(header, rows)
 

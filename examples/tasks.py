@@ -50,8 +50,8 @@ class Classification(Task):
         network: pictures (N, C, H, W) to logits (N, classes); its BLOCKS are penalised, its FEATURES measured.
         gamma: weight of the penalty.
         optimizer: its learning rate falls as half a cosine. Default: SGD, learning rate 0.1, weight decay 5e-4. We know
-            of no momentum in the paper; ours is 0.9, as is usual with these numbers, but for VGG11, which learns nothing
-            in most of an epoch with it: its rows have none.
+            of no momentum in the paper; ours is 0.9, as is usual with these numbers. The rows of VGG11, which did not
+            begin to learn with it, have none.
         classes: number of classes.
         milestones: fractions of training at which the learning rate is multiplied by ``decay``; none is the cosine.
         decay: see milestones.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import dsc_ops
 from examples import require_extras
 
-CONTENDERS = ("plain", "fused", "eager")
+CONTENDERS = ("plain", "fused", "eager", "bfloat16")
 CASES = {"lenet5": (128, 32), "vgg11": (32, 32), "unet": (4, 64)}  # batch, size of the pictures
 UNET_WIDTH = 16
 
@@ -39,9 +39,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m examples.throughput",
         description="Time a training step (forward, backward, SGD) of each network: plain; with a LISTAConv in place "
-        "of its first block; and the same with that layer in plain PyTorch. The three take turns, so other work on the "
-        "machine falls on all alike; the medians, as images a second, go to OUTPUT/throughput.json, of which "
-        "examples.report makes a table. Pictures are crops of photographs that come with scikit-image.",
+        "of its first block; the same with that layer in plain PyTorch; and the plain one under autocast to bfloat16. "
+        "They take turns, so other work on the machine falls on all alike; the medians, as images a second, go to "
+        "OUTPUT/throughput.json, of which examples.report makes a table. Pictures are crops of photographs that come "
+        "with scikit-image.",
     )
     add = made.add_argument
     add("networks", nargs="*", metavar="NETWORK", help=f"some of {', '.join(CASES)} (default: all)")
@@ -56,7 +57,7 @@ def make_network(name: str, contender: str) -> nn.Module:
 
     torch.manual_seed(0)
     made = {"lenet5": LeNet5, "vgg11": VGG11, "unet": partial(UNet, width=UNET_WIDTH)}[name]
-    network = made(first="conv" if contender == "plain" else "lista")
+    network = made(first="conv" if contender in ("plain", "bfloat16") else "lista")
     if contender == "eager":
         first = network.BLOCKS[0]
         network.set_submodule(first, Eager(network.get_submodule(first)))
@@ -78,8 +79,8 @@ def crops(count: int, size: int) -> Tensor:
     return (batch - batch.mean()) / batch.std()
 
 
-def training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A step of the network on these images: classes for those that classify, else masks."""
+def training_step(network: nn.Module, images: Tensor, bfloat16: bool = False) -> Callable[[], None]:
+    """A step of the network on these images: classes for those that classify, else masks; with autocast if asked."""
     masks = network(images).dim() == 4
     targets = (images[:, :1] > 0).float() if masks else torch.arange(len(images)) % 10
     loss = F.binary_cross_entropy_with_logits if masks else F.cross_entropy
@@ -87,7 +88,9 @@ def training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(network(images), targets).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            outputs = network(images)
+        loss(outputs.float(), targets).backward()
         optimizer.step()
 
     return step
@@ -99,10 +102,11 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
     batch, size = CASES[name]
     images = crops(batch, size)
-    networks = [make_network(name, contender) for contender in CONTENDERS]
+    networks = {contender: make_network(name, contender) for contender in CONTENDERS}
     with torch.no_grad():
-        codes = networks[1].get_submodule(networks[1].BLOCKS[0])(images)
-    times = milliseconds(*(training_step(network, images) for network in networks), repeats=repeats)
+        codes = networks["fused"].get_submodule(networks["fused"].BLOCKS[0])(images)
+    steps = [training_step(network, images, contender == "bfloat16") for contender, network in networks.items()]
+    times = milliseconds(*steps, repeats=repeats)
     speeds = {contender: 1000 * batch / time for contender, time in zip(CONTENDERS, times, strict=True)}
     density = float(dsc_ops.functional.density(codes))
     return {"network": name, "batch": batch, "size": size, "density": density, "images_per_second": speeds}
