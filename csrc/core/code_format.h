@@ -13,6 +13,9 @@
 //   residuals  K x signal              y - S_D z, where worth keeping; accumulate_t
 //   masks      K x pixels x mask bytes
 //   end        64 bytes                what vector loads may read past the last value
+//
+// On a CPU pixels and signals of an iteration are those of the first wave of images, then those of the second, and so
+// on, each counted as above.
 #pragma once
 
 #include "geometry.h"

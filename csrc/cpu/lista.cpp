@@ -5,6 +5,9 @@
 // residual of its part of the signal from the planes that meet there, and the next code from it. Backward runs the
 // same two phases with the gradients. The tape holds x_1 .. x_K, and the residuals where a signal is much smaller than
 // a code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
+//
+// A wave of images goes through all steps before the next one starts, so that what lies between the steps takes the
+// memory of a wave, not of the batch, and is still in a cache when it is read.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -20,6 +23,7 @@ using Sizes = std::vector<int64_t>;
 // The arguments that forward and backward share, checked and made contiguous.
 struct Problem {
   Geometry geometry;
+  int64_t first = 0;  // image of the tensors that is the first of this problem
   int64_t iterations;
   Sizes code_sizes;
   Tensor y, dictionary, analysis, theta;
@@ -54,8 +58,24 @@ struct Problem {
     x0 = torch::stable::contiguous(*x0_);
   }
 
+  // Calls body(problem) for each wave: the same problem for some of the images.
+  template <typename Body>
+  void for_each_wave(const Body& body) const {
+    Problem wave = *this;
+    const int64_t images = images_of_wave(geometry);
+    for (wave.first = 0; wave.first < geometry.batch; wave.first += images) {
+      wave.geometry.batch = std::min(images, geometry.batch - wave.first);
+      body(wave);
+    }
+  }
+
+  // Where the first image begins in a signal and in a code.
+  int64_t signal_from() const { return first * geometry.signal_channels * geometry.signal_pixels(); }
+  int64_t code_from() const { return first * geometry.code_channels * geometry.code_pixels(); }
   // Where a residual costs little memory beside a packed code, the tape keeps it.
-  bool keeps_residuals() const { return 16 * geometry.signal_size() <= geometry.code_size(); }
+  bool keeps_residuals() const {
+    return 16 * geometry.signal_channels * geometry.signal_pixels() <= geometry.code_channels * geometry.code_pixels();
+  }
   int64_t weight_of(int64_t k) const { return analysis.size(0) == 1 ? 0 : k; }
   bool extrapolates(int64_t k) const { return k >= 1 && !momentum.empty() && momentum[k] != 0; }
 };
@@ -83,29 +103,38 @@ bool well_formed(const PackedCodes<A>& codes, int64_t capacity, const Plan& plan
   return true;
 }
 
+// The tape of all images, of which a problem sees its own. The arena of values is common to all.
 template <typename A>
 class Tape {
  public:
-  Tape(const Problem& p, const Plan& plan, const Tensor& memory)
-      : layout_(p.geometry, p.iterations, sizeof(A)),
+  // all: the geometry of the whole batch.
+  Tape(const Problem& p, const Geometry& all, const Tensor& memory)
+      : layout_(all, p.iterations, sizeof(A)),
         memory_(data<char>(memory)),
-        pixels_(plan.g.groups * plan.group_pixels),
-        mask_size_(mask_bytes(plan.g.group_code_channels())),
-        signal_size_(plan.g.signal_size()) {}
+        pixels_(all.batch * all.groups * all.code_pixels()),
+        first_pixel_(p.first * all.groups * all.code_pixels()),
+        mask_size_(mask_bytes(all.group_code_channels())),
+        signal_size_(all.signal_size()),
+        signal_from_(p.signal_from()),
+        capacity_(p.iterations * all.code_size()) {}
 
   // x_{k+1}
   PackedCodes<A> codes(int64_t k) const {
-    return {reinterpret_cast<uint8_t*>(memory_ + layout_.masks) + k * pixels_ * mask_size_,
-            reinterpret_cast<Place*>(memory_ + layout_.places) + k * pixels_,
-            reinterpret_cast<A*>(memory_ + layout_.values)};
+    const int64_t pixel = k * pixels_ + first_pixel_;
+    return {reinterpret_cast<uint8_t*>(memory_ + layout_.masks) + pixel * mask_size_,
+            reinterpret_cast<Place*>(memory_ + layout_.places) + pixel, reinterpret_cast<A*>(memory_ + layout_.values)};
   }
   // y - S_D z_k, compact
-  A* residual(int64_t k) const { return reinterpret_cast<A*>(memory_ + layout_.residuals) + k * signal_size_; }
+  A* residual(int64_t k) const {
+    return reinterpret_cast<A*>(memory_ + layout_.residuals) + k * signal_size_ + signal_from_;
+  }
+
+  int64_t capacity() const { return capacity_; }  // of the arena, in values
 
  private:
   TapeLayout layout_;
   char* memory_;
-  int64_t pixels_, mask_size_, signal_size_;
+  int64_t pixels_, first_pixel_, mask_size_, signal_size_, signal_from_, capacity_;
 };
 
 // The units, with what both directions need of the problem.
@@ -120,18 +149,21 @@ struct Solver : Units<T> {
 
   explicit Solver(const Problem& p)
       : Units<T>(p.geometry),
-        signal(this->compact(data<const T>(p.y))),
+        signal(this->compact(data<const T>(p.y) + p.signal_from())),
         dictionary(atom_table(this->plan, data<const T>(p.dictionary))) {
     if (!p.x0) return;
     int64_t* const used = start_storage.emplace(this->plan).restart();
     start = start_storage->codes();
-    this->for_each(
-        [&](int64_t u, char* scratch) { this->from_dense(u, data<const T>(*p.x0), nullptr, start, used, scratch); });
+    this->for_each([&](int64_t u, char* scratch) {
+      this->from_dense(u, data<const T>(*p.x0) + p.code_from(), nullptr, start, used, scratch);
+    });
   }
 };
 
+// The codes of a wave. With a tape, tape_used counts the values of all waves.
 template <typename T>
-void forward(const Problem& p, bool one_sided, const Tensor& codes, const std::optional<Tensor>& memory) {
+void forward(const Problem& p, bool one_sided, T* codes, const std::optional<Tape<accumulate_t<T>>>& tape,
+             int64_t* tape_used) {
   using A = accumulate_t<T>;
   Solver<T> s(p);
   const Plan& plan = s.plan;
@@ -139,9 +171,6 @@ void forward(const Problem& p, bool one_sided, const Tensor& codes, const std::o
   for (int64_t k = 0; k < p.analysis.size(0); ++k)
     weights.push_back(analysis_weight(plan, data<const T>(p.analysis) + k * p.dictionary.numel(), A(1)));
   const Buffer<A> planes = s.planes();
-  std::optional<Tape<A>> tape;
-  if (memory) tape.emplace(p, plan, *memory);
-  int64_t tape_used = 0;
   // Without a tape two codes take turns, or three where momentum looks one further back.
   std::vector<Storage<A>> turns, extrapolated;
   for (int i = 0; i < (tape ? 0 : p.momentum.empty() ? 2 : 3); ++i) turns.emplace_back(plan);
@@ -150,7 +179,7 @@ void forward(const Problem& p, bool one_sided, const Tensor& codes, const std::o
   for (int64_t k = 0; k < p.iterations; ++k) {
     const Buffer<A> theta = s.by_group(data<const T>(p.theta) + k * plan.g.code_channels, 1);
     const PackedCodes<A> next = tape ? tape->codes(k) : turns[k % turns.size()].codes();
-    int64_t* const used = tape ? &tape_used : turns[k % turns.size()].restart();
+    int64_t* const used = tape ? tape_used : turns[k % turns.size()].restart();
     const bool extrapolates = p.extrapolates(k);
     const PackedCodes<A> z = extrapolates ? extrapolated[0].codes() : x;
     int64_t* const z_used = extrapolates ? extrapolated[0].restart() : nullptr;
@@ -165,7 +194,7 @@ void forward(const Problem& p, bool one_sided, const Tensor& codes, const std::o
       make_plane(plan, u, s.signal.get(), z.masks ? planes.get() : nullptr, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
       s.analyze(u, plane.get(), weights[p.weight_of(k)].get(), theta.get(), one_sided, z, next, used, scratch);
-      if (k + 1 == p.iterations) s.to_dense(u, next, data<T>(codes), scratch);
+      if (k + 1 == p.iterations) s.to_dense(u, next, codes, scratch);
     });
     before = x;
     x = next;
@@ -186,40 +215,63 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   if (keep_tape) use_large_pages(data<char>(tape), bytes);
   if (keep_tape && bytes <= 65536) std::memset(data<char>(tape), 0, bytes);
   visit_dtype(y, [&](auto zero) {
-    forward<decltype(zero)>(p, one_sided, codes, keep_tape ? std::optional<Tensor>(tape) : std::nullopt);
+    using T = decltype(zero);
+    int64_t used = 0;
+    p.for_each_wave([&](const Problem& wave) {
+      std::optional<Tape<accumulate_t<T>>> kept;
+      if (keep_tape) kept.emplace(wave, p.geometry, tape);
+      forward<T>(wave, one_sided, data<T>(codes) + wave.code_from(), kept, &used);
+    });
   });
   return {codes, tape};
 }
 
+// What backward is asked for: gradients of y and x0 of each image, sums over all images of the others.
+template <typename T>
 struct Gradients {
-  Tensor y, dictionary, analysis, theta, x0;
+  using A = accumulate_t<T>;
+  bool y, dictionary, analysis, theta, x0;  // which
+  Tensor of_y, of_dictionary, of_analysis, of_x0;
+  std::vector<double> of_theta;
+
+  Gradients(const Problem& p, const std::vector<bool>& needs)
+      : y(needs[0]),
+        dictionary(needs[1]),
+        analysis(needs[2]),
+        theta(needs[3]),
+        x0(needs[4]),
+        of_y(torch::stable::new_empty(p.y, y ? sizes(p.y) : Sizes{0})),
+        of_dictionary(zeros(p.dictionary, dictionary)),
+        of_analysis(zeros(p.analysis, analysis)),
+        of_x0(torch::stable::new_empty(p.y, x0 ? p.code_sizes : Sizes{0})),
+        of_theta(theta ? p.theta.numel() : 0) {}
+
+ private:
+  static Tensor zeros(const Tensor& model, bool needed) {
+    return torch::stable::new_zeros(model, needed ? sizes(model) : Sizes{0}, DType<A>::value);
+  }
 };
 
+// Adds the gradients of a wave; grad is that of its codes.
 template <typename T>
-Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, const std::vector<bool>& needs) {
+void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape, Gradients<T>& wanted) {
   using A = accumulate_t<T>;
   Solver<T> s(p);
   const Plan& plan = s.plan;
-  const Tape<A> tape(p, plan, memory);
   const int64_t weight_size = p.dictionary.numel(), last = p.iterations - 1;
-  const auto zeros = [&](const Tensor& model, bool needed) {
-    return torch::stable::new_zeros(model, needed ? sizes(model) : Sizes{0}, DType<A>::value);
-  };
-  const Tensor grad_dictionary = zeros(p.dictionary, needs[1]), grad_analysis = zeros(p.analysis, needs[2]);
-  const Tensor grad_theta = torch::stable::new_empty(p.theta, needs[3] ? sizes(p.theta) : Sizes{0});
-  const Buffer<A> grad_signal(needs[0] ? plan.g.signal_size() : 0);
-  if (needs[0]) std::memset(grad_signal.get(), 0, plan.g.signal_size() * sizeof(A));
+  const Buffer<A> grad_signal(wanted.y ? plan.g.signal_size() : 0);
+  if (wanted.y) std::memset(grad_signal.get(), 0, plan.g.signal_size() * sizeof(A));
 
-  const int64_t count = s.share_count(needs[1] + needs[2]);
-  Shares<A> dictionary_shares(count, needs[1] ? plan.g.groups * plan.table_size() : 0);
-  Shares<A> analysis_shares(count, needs[2] ? plan.g.groups * plan.table_size() : 0);
-  Shares<double> theta_shares(count, needs[3] ? plan.g.code_channels : 0);
+  const int64_t count = s.share_count(wanted.dictionary + wanted.analysis);
+  Shares<A> dictionary_shares(count, wanted.dictionary ? plan.g.groups * plan.table_size() : 0);
+  Shares<A> analysis_shares(count, wanted.analysis ? plan.g.groups * plan.table_size() : 0);
+  Shares<double> theta_shares(count, wanted.theta ? plan.g.code_channels : 0);
 
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
   const Buffer<A> planes = s.planes();
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.count() * plan.plane_size);
   Buffer<A> negative_dictionary(0);  // only for gradients off a support, and for dense blocks of wide dictionaries
-  if (needs[4] || plan.patches().by_atoms)
+  if (wanted.x0 || plan.patches().by_atoms)
     negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
   Buffer<A> weight(0);
   int64_t packed_weight = -1;
@@ -235,21 +287,19 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
   int64_t* const first_used = gradients[last % 2].restart();
   s.for_each([&](int64_t u, char* scratch) {
     for (int64_t k = 0; k < p.iterations; ++k)
-      if (!well_formed(tape.codes(k), p.iterations * plan.g.code_size(), plan, plan.units[u])) damaged = true;
-    if (!damaged)
-      s.from_dense(u, data<const T>(grad), code(p.iterations).masks, gradients[last % 2].codes(), first_used, scratch);
+      if (!well_formed(tape.codes(k), tape.capacity(), plan, plan.units[u])) damaged = true;
+    if (!damaged) s.from_dense(u, grad, code(p.iterations).masks, gradients[last % 2].codes(), first_used, scratch);
   });
   STD_TORCH_CHECK(!damaged, "dsc_ops: the tape is not one that lista wrote for these arguments");
 
-  const Tensor grad_x0 = torch::stable::new_empty(p.y, needs[4] ? p.code_sizes : Sizes{0});
   PackedCodes<A> after{};  // the gradient of z_{k+1}, absent where z_{k+1} is x_{k+1}
   A w_after = 0;
   for (int64_t k = last; k >= 0; --k) {
-    const bool from_zero = k == 0 && !p.x0, goes_on = !from_zero || needs[0], extrapolates = p.extrapolates(k);
+    const bool from_zero = k == 0 && !p.x0, goes_on = !from_zero || wanted.y, extrapolates = p.extrapolates(k);
     const A w = extrapolates ? static_cast<A>(p.momentum[k]) : A(0);
     const PackedCodes<A> x = code(k), next = code(k + 1), z = extrapolates ? extrapolated[k % 2].codes() : x;
     const PackedCodes<A> grad_u = gradients[k % 2].on(next);
-    const bool recompute = needs[2] && !p.keeps_residuals() && z.masks;
+    const bool recompute = wanted.analysis && !p.keeps_residuals() && z.masks;
     if (extrapolates || recompute) {
       int64_t* const used = extrapolates ? extrapolated[k % 2].restart() : nullptr;
       s.for_each([&](int64_t u, char* scratch) {
@@ -261,31 +311,31 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       packed_weight = p.weight_of(k);
       weight = atom_table(plan, data<const T>(p.analysis) + packed_weight * weight_size);
     }
-    if (needs[2]) analysis_shares.clear();
-    if (needs[3]) theta_shares.clear();
+    if (wanted.analysis) analysis_shares.clear();
+    if (wanted.theta) theta_shares.clear();
     s.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
       const Unit& unit = plan.units[u];
-      const Buffer<A> residual(needs[2] ? plan.plane_size : 0);
-      if (needs[2])
+      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0);
+      if (wanted.analysis)
         make_plane(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(),
                    recompute ? code_planes.get() : nullptr, A(-1), residual.get(), static_cast<A*>(nullptr), false);
-      A* const plane = goes_on || needs[2] ? planes.get() + u * plan.plane_size : nullptr;
+      A* const plane = goes_on || wanted.analysis ? planes.get() + u * plan.plane_size : nullptr;
       if (plane) std::memset(plane, 0, plan.plane_size * sizeof(A));
       const int64_t table = unit.group * plan.table_size();
       s.kernel.packed_backward_analysis(
           {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(next, u), s.part(grad_u, u), residual.get(),
-           weight.get() + table, needs[2] ? analysis_shares.of(share) + table : nullptr,
-           needs[3] ? theta_shares.of(share) + unit.group * s.atoms() : nullptr, nullptr, plane},
+           weight.get() + table, wanted.analysis ? analysis_shares.of(share) + table : nullptr,
+           wanted.theta ? theta_shares.of(share) + unit.group * s.atoms() : nullptr, nullptr, plane},
           scratch);
     });
-    if (needs[2])
-      add_shares<A>(plan, analysis_shares, s.kernel.lanes, data<A>(grad_analysis) + p.weight_of(k) * weight_size);
-    for (int64_t m = 0; needs[3] && m < plan.g.code_channels; ++m)
-      data<T>(grad_theta)[k * plan.g.code_channels + m] = store<T>(static_cast<A>(theta_shares.sum(m)));
+    if (wanted.analysis)
+      add_shares<A>(plan, analysis_shares, s.kernel.lanes, data<A>(wanted.of_analysis) + p.weight_of(k) * weight_size);
+    for (int64_t m = 0; wanted.theta && m < plan.g.code_channels; ++m)
+      wanted.of_theta[k * plan.g.code_channels + m] += theta_shares.sum(m);
     if (!goes_on) break;
     // The gradient of z_k, needed on its support; everywhere for x_0, which no threshold made.
-    const bool everywhere = needs[4] && (k == 0 || (k == 1 && extrapolates));
-    const bool on_support = k >= 1 || (p.x0 && needs[1]);
+    const bool everywhere = wanted.x0 && (k == 0 || (k == 1 && extrapolates));
+    const bool on_support = k >= 1 || (p.x0 && wanted.dictionary);
     Storage<A>& result = separate ? z_gradients[k % 2] : gradients[(k + 1) % 2];
     const PackedCodes<A> grad_z = result.on(z);
     int64_t* const used = result.restart();
@@ -293,18 +343,18 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
       const Unit& unit = plan.units[u];
       const Buffer<A> plane(plan.plane_size);
       make_plane(plan, u, static_cast<const A*>(nullptr), planes.get(), A(1), plane.get(),
-                 needs[0] ? grad_signal.get() : nullptr, true);
+                 wanted.y ? grad_signal.get() : nullptr, true);
       const int64_t table = unit.group * plan.table_size();
       if (on_support)
         s.kernel.packed_backward_synthesis(
             {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u, u), plane.get(),
-             s.dictionary.get() + table, needs[1] ? dictionary_shares.of(share) + table : nullptr,
+             s.dictionary.get() + table, wanted.dictionary ? dictionary_shares.of(share) + table : nullptr,
              negative_dictionary.get() + unit.group * s.width() * plan.g.patch(), s.part(grad_z, u), used},
             scratch);
       // x_0 is z_0, and has the part -w in z_1.
       if (everywhere)
         s.analyze_dense(u, plane.get(), negative_dictionary.get(), grad_u, k == 0 ? A(1) : -w, k == 0 && w_after != 0,
-                        data<T>(grad_x0), scratch);
+                        data<T>(wanted.of_x0) + p.code_from(), scratch);
     });
     if (k == 0) break;
     // z_k = (1 + w) x_k - w x_{k-1}: x_k has its part in z_k and in z_{k+1}.
@@ -318,10 +368,8 @@ Gradients backward(const Problem& p, const Tensor& grad, const Tensor& memory, c
     after = extrapolates ? grad_z : PackedCodes<A>{};
     w_after = w;
   }
-  if (needs[1]) add_shares<A>(plan, dictionary_shares, s.kernel.lanes, data<A>(grad_dictionary));
-  const Tensor grad_y = torch::stable::new_empty(p.y, needs[0] ? sizes(p.y) : Sizes{0});
-  if (needs[0]) from_compact(plan, grad_signal.get(), data<T>(grad_y));
-  return {grad_y, rounded<T>(p.y, grad_dictionary), rounded<T>(p.y, grad_analysis), grad_theta, grad_x0};
+  if (wanted.dictionary) add_shares<A>(plan, dictionary_shares, s.kernel.lanes, data<A>(wanted.of_dictionary));
+  if (wanted.y) from_compact(plan, grad_signal.get(), data<T>(wanted.of_y) + p.signal_from());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
@@ -331,14 +379,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
   const Problem p(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, groups);
   STD_TORCH_CHECK(needs.size() == 5 && (!needs[4] || x0), "dsc_ops: needs must have 5 values, the last only with x0");
   check_shape(y, grad, p.code_sizes, "grad");
-  const Gradients out = visit_dtype(y, [&](auto zero) {
+  const Tensor codes_grad = torch::stable::contiguous(grad);
+  return visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
+    using A = accumulate_t<T>;
     STD_TORCH_CHECK(tape.scalar_type() == ScalarType::Byte && tape.is_contiguous() && tape.device() == y.device() &&
-                        tape.numel() == TapeLayout(p.geometry, p.iterations, sizeof(accumulate_t<T>)).bytes,
+                        tape.numel() == TapeLayout(p.geometry, p.iterations, sizeof(A)).bytes,
                     "dsc_ops: the tape is not one that lista wrote for these arguments");
-    return backward<T>(p, torch::stable::contiguous(grad), tape, needs);
+    Gradients<T> out(p, needs);
+    p.for_each_wave([&](const Problem& wave) {
+      backward<T>(wave, data<const T>(codes_grad) + wave.code_from(), Tape<A>(wave, p.geometry, tape), out);
+    });
+    const Tensor of_theta = torch::stable::new_empty(p.theta, out.theta ? sizes(p.theta) : Sizes{0});
+    for (size_t i = 0; i < out.of_theta.size(); ++i) data<T>(of_theta)[i] = store<T>(static_cast<A>(out.of_theta[i]));
+    return std::tuple{out.of_y, rounded<T>(p.y, out.of_dictionary), rounded<T>(p.y, out.of_analysis), of_theta,
+                      out.of_x0};
   });
-  return {out.y, out.dictionary, out.analysis, out.theta, out.x0};
 }
 
 }  // namespace

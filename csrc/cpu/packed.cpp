@@ -9,10 +9,25 @@ namespace {
 // Enough units for as many threads, as long as each has so many multiplications to do and so many pixels.
 constexpr int64_t most_units = 32, least_products = int64_t{1} << 21, least_pixels = 2 * block_pixels;
 
+// A wave has so many units of whole images, or twice as many strips: enough for threads, little for memory.
+constexpr int64_t wave_units = 16;
+
 // A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.
 constexpr int64_t cache_bytes = 28 * 1024;
 
+// Pixels that are worth a thread's while.
+int64_t pixels_of_unit(const Geometry& g) {
+  const int64_t products = g.patch() * g.group_code_channels();
+  return std::max(least_pixels, least_products / std::max<int64_t>(1, products));
+}
+
 }  // namespace
+
+int64_t images_of_wave(const Geometry& g) {
+  const int64_t unit = pixels_of_unit(g), pixels = std::max<int64_t>(1, g.code_pixels());
+  const int64_t images = (unit + pixels - 1) / pixels;  // of a unit
+  return std::max<int64_t>(1, (wave_units + g.groups - 1) / g.groups * images);
+}
 
 Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t value_size) : g(geometry) {
   if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
@@ -78,8 +93,7 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
 
 void Plan::make_units() {
   const int64_t pixels = g.code_pixels(), all = g.batch * g.groups;
-  const int64_t products = g.patch() * g.group_code_channels();
-  const int64_t least = std::max(least_pixels, least_products / std::max<int64_t>(1, products));
+  const int64_t least = pixels_of_unit(g);
   int64_t strips = 1, images = 1;
   if (all < most_units && pixels >= 2 * least)
     strips = std::clamp<int64_t>(std::min(most_units / std::max<int64_t>(1, all), pixels / least), 1, g.code_h);
