@@ -112,10 +112,10 @@ CASES = {
     "images together": Convolution(11, 2, 40, (9, 8), (3, 3), padding=1),  # and fewer in the last unit
     "many images": Convolution(67, 1, 12, (6, 5), (3, 3)),
     "many units": Convolution(40, 1, 70, (16, 15), (3, 3), padding=1),
-    "waves": Convolution(19, 8, 64, (19, 17), (5, 5)),  # 16 images, then 3
-    "waves of strips": Convolution(17, 8, 60, (25, 24), (5, 5)),  # two an image
-    "waves of groups": Convolution(9, 16, 300, (16, 16), (3, 3), groups=2),  # 8 images, then 1
-    "waves with residuals": Convolution(17, 1, 96, (14, 14), (11, 11), padding=5),  # on the tape
+    "slices": Convolution(19, 8, 64, (19, 17), (5, 5)),  # 16 images, then 3
+    "slices of strips": Convolution(17, 8, 60, (25, 24), (5, 5)),  # two an image
+    "slices of groups": Convolution(9, 16, 300, (16, 16), (3, 3), groups=2),  # 8 images, then 1
+    "slices with residuals": Convolution(17, 1, 96, (14, 14), (11, 11), padding=5),  # on the tape
     "columns of 2 KiB": Convolution(1, 4, 12, (62, 5), (3, 3), padding=1),
 }
 over_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -154,7 +154,7 @@ KINDS = {
         "1-D strides",
         "strips",
         "images together",
-        "waves of groups",
+        "slices of groups",
     ],
 )
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -208,7 +208,7 @@ def test_half_precision_is_as_exact_as_eager(density, name, dtype, capability):
 
 
 @pytest.mark.parametrize(
-    "name", ["in place", "copied", "chunks", "by atoms", "groups", "1-D strides", "strips", "waves"]
+    "name", ["in place", "copied", "chunks", "by atoms", "groups", "1-D strides", "strips", "slices"]
 )
 @pytest.mark.parametrize("x0", [False, True])
 @pytest.mark.parametrize("momentum", [None, "fista"])
@@ -227,7 +227,7 @@ def test_any_choice_of_gradients(momentum, x0, name, capability):
 
 
 @pytest.mark.supports("numbers", "the same bits for any number of threads")
-@pytest.mark.parametrize("name", ["some by atoms", "strips", "strips of groups", "many units", "waves", "one pixel"])
+@pytest.mark.parametrize("name", ["some by atoms", "strips", "strips of groups", "many units", "slices", "one pixel"])
 def test_the_same_bits_again_and_with_any_number_of_threads(name, capability):
     arguments, options = problem(CASES[name], 0.1, momentum="fista", x0=True)
     grad = torch.randn_like(arguments["x0"])

@@ -14,7 +14,7 @@
 //   masks      K x pixels x mask bytes
 //   end        64 bytes                what vector loads may read past the last value
 //
-// On a CPU pixels and signals of an iteration are those of the first wave of images, then those of the second, and so
+// On a CPU pixels and signals of an iteration are those of the first slice of images, then those of the second, and so
 // on, each counted as above.
 #pragma once
 

@@ -6,8 +6,8 @@
 // same two phases with the gradients. The tape holds x_1 .. x_K, and the residuals where a signal is much smaller than
 // a code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
 //
-// A wave of images goes through all steps before the next one starts, so that what lies between the steps takes the
-// memory of a wave, not of the batch, and is still in a cache when it is read.
+// A slice of the batch goes through all steps before the next one starts, so that what lies between the steps takes the
+// memory of a slice, not of the batch, and is still in a cache when it is read.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -58,14 +58,14 @@ struct Problem {
     x0 = torch::stable::contiguous(*x0_);
   }
 
-  // Calls body(problem) for each wave: the same problem for some of the images.
+  // Calls body(problem) for each slice: the same problem for some of the images.
   template <typename Body>
-  void for_each_wave(const Body& body) const {
-    Problem wave = *this;
-    const int64_t images = images_of_wave(geometry);
-    for (wave.first = 0; wave.first < geometry.batch; wave.first += images) {
-      wave.geometry.batch = std::min(images, geometry.batch - wave.first);
-      body(wave);
+  void for_each_slice(const Body& body) const {
+    Problem slice = *this;
+    const int64_t images = images_of_slice(geometry);
+    for (slice.first = 0; slice.first < geometry.batch; slice.first += images) {
+      slice.geometry.batch = std::min(images, geometry.batch - slice.first);
+      body(slice);
     }
   }
 
@@ -160,7 +160,7 @@ struct Solver : Units<T> {
   }
 };
 
-// The codes of a wave. With a tape, tape_used counts the values of all waves.
+// The codes of a slice. With a tape, tape_used counts the values of all slices.
 template <typename T>
 void forward(const Problem& p, bool one_sided, T* codes, const std::optional<Tape<accumulate_t<T>>>& tape,
              int64_t* tape_used) {
@@ -217,10 +217,10 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
     int64_t used = 0;
-    p.for_each_wave([&](const Problem& wave) {
+    p.for_each_slice([&](const Problem& slice) {
       std::optional<Tape<accumulate_t<T>>> kept;
-      if (keep_tape) kept.emplace(wave, p.geometry, tape);
-      forward<T>(wave, one_sided, data<T>(codes) + wave.code_from(), kept, &used);
+      if (keep_tape) kept.emplace(slice, p.geometry, tape);
+      forward<T>(slice, one_sided, data<T>(codes) + slice.code_from(), kept, &used);
     });
   });
   return {codes, tape};
@@ -252,7 +252,7 @@ struct Gradients {
   }
 };
 
-// Adds the gradients of a wave; grad is that of its codes.
+// Adds the gradients of a slice; grad is that of its codes.
 template <typename T>
 void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape, Gradients<T>& wanted) {
   using A = accumulate_t<T>;
@@ -387,8 +387,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
                         tape.numel() == TapeLayout(p.geometry, p.iterations, sizeof(A)).bytes,
                     "dsc_ops: the tape is not one that lista wrote for these arguments");
     Gradients<T> out(p, needs);
-    p.for_each_wave([&](const Problem& wave) {
-      backward<T>(wave, data<const T>(codes_grad) + wave.code_from(), Tape<A>(wave, p.geometry, tape), out);
+    p.for_each_slice([&](const Problem& slice) {
+      backward<T>(slice, data<const T>(codes_grad) + slice.code_from(), Tape<A>(slice, p.geometry, tape), out);
     });
     const Tensor of_theta = torch::stable::new_empty(p.theta, out.theta ? sizes(p.theta) : Sizes{0});
     for (size_t i = 0; i < out.of_theta.size(); ++i) data<T>(of_theta)[i] = store<T>(static_cast<A>(out.of_theta[i]));

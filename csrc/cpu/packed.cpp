@@ -9,8 +9,8 @@ namespace {
 // Enough units for as many threads, as long as each has so many multiplications to do and so many pixels.
 constexpr int64_t most_units = 32, least_products = int64_t{1} << 21, least_pixels = 2 * block_pixels;
 
-// A wave has so many units of whole images, or twice as many strips: enough for threads, little for memory.
-constexpr int64_t wave_units = 16;
+// A slice has so many units of whole images, or twice as many strips: enough for threads, little for memory.
+constexpr int64_t slice_units = 16;
 
 // A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.
 constexpr int64_t cache_bytes = 28 * 1024;
@@ -23,10 +23,10 @@ int64_t pixels_of_unit(const Geometry& g) {
 
 }  // namespace
 
-int64_t images_of_wave(const Geometry& g) {
+int64_t images_of_slice(const Geometry& g) {
   const int64_t unit = pixels_of_unit(g), pixels = std::max<int64_t>(1, g.code_pixels());
   const int64_t images = (unit + pixels - 1) / pixels;  // of a unit
-  return std::max<int64_t>(1, (wave_units + g.groups - 1) / g.groups * images);
+  return std::max<int64_t>(1, (slice_units + g.groups - 1) / g.groups * images);
 }
 
 Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t value_size) : g(geometry) {

@@ -1,6 +1,6 @@
 // How a convolution between signals and packed codes is laid out in memory and cut into units that threads share.
 //
-// Images are independent, so lista takes them in waves, each a problem of its own with a plan of its own.
+// Images are independent, so lista takes them in slices, each a problem of its own with a plan of its own.
 // The code pixels of each group are cut into units: whole images, or strips of rows where images are few and large. A
 // unit reads and writes the signal through a plane of its own, [image][column][row][channel] with a border for the
 // padding, so units never wait for each other inside a phase and sums do not depend on the number of threads. Images
@@ -60,7 +60,7 @@ class Plan {
 };
 
 // How many images go through all steps of lista together.
-int64_t images_of_wave(const Geometry& geometry);
+int64_t images_of_slice(const Geometry& geometry);
 
 // A compact copy of signals (N, C, *), and back.
 template <typename T>
