@@ -400,7 +400,7 @@ def test_each_config_makes_what_its_name_says(row, segmented, monkeypatch):
     optimizer = task.optimizer(network.parameters())
     rate = 0.005 if name == "unet" else 0.1
     assert isinstance(optimizer, torch.optim.Adam if name == "unet" else torch.optim.SGD)
-    assert optimizer.defaults.get("momentum", 0.9) == 0.9
+    assert optimizer.defaults.get("momentum", 0) == {"lenet5": 0.9, "vgg11": 0, "unet": 0}[name]
     assert optimizer.defaults["lr"] == rate and cli.trainer.max_epochs == 200
     assert cli.datamodule.batch_size == (4 if name == "unet" else 128)
 
