@@ -59,6 +59,20 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 
+  // What a 3x3 convolution with padding = dilation takes beside products of matrices: (N, C, H, W) to its nine shifts
+  // (N, 9 C, H, W), tap by tap, with zeros where the picture ends, and (N, 9 C, H, W) to their sum, each channel read
+  // where its tap reads.
+  library.def("shifts(Tensor x, int dilation) -> Tensor");
+  library.def("sum_of_shifts(Tensor x, int dilation) -> Tensor");
+
+  // Mean and biased variance (C,) of x (N, C, H, W), in float32 (float64); the gradient of relu(gamma xhat + beta),
+  // xhat = scale x + shift, with respect to gamma, beta and u, of which batch norm makes xhat: `inverse` is one over
+  // u's standard deviation, which in training is that of this batch.
+  library.def("moments(Tensor x) -> (Tensor mean, Tensor variance)");
+  library.def(
+      "norm_relu_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor gamma, Tensor beta,"
+      " Tensor inverse, bool training) -> (Tensor grad_u, Tensor grad_gamma, Tensor grad_beta)");
+
   // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_on_cuda.py): one
   // group, no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too.
   // grad_sums and grad_theta have rows for theta and for bias, (2, M) and (iterations, 2, M).

@@ -187,6 +187,30 @@ def _l1_norm_backward(ctx, grad, _):
 
 _differentiate("l1_norm", _l1_norm_backward, _l1_norm_setup)
 
+# --- the passes of the MSD-CSC block, which has the autograd of all ---------------------------------------------------
+
+
+@torch.library.register_fake("dsc_ops::shifts")
+def _(x, dilation):
+    return x.new_empty(x.shape[0], 9 * x.shape[1], *x.shape[2:])
+
+
+@torch.library.register_fake("dsc_ops::sum_of_shifts")
+def _(x, dilation):
+    return x.new_empty(x.shape[0], x.shape[1] // 9, *x.shape[2:])
+
+
+@torch.library.register_fake("dsc_ops::moments")
+def _(x):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape[1], dtype=wide), x.new_empty(x.shape[1], dtype=wide)
+
+
+@torch.library.register_fake("dsc_ops::norm_relu_backward")
+def _(grad, x, scale, shift, gamma, beta, inverse, training):
+    return x.new_empty(x.shape), torch.empty_like(gamma), torch.empty_like(beta)
+
+
 # --- analysis, synthesis, correlation: <A_W y, x> = <y, S_W x> = <W, corr(y, x)> --------------------------------------
 
 

@@ -1,11 +1,14 @@
 """The convolution operators composed of the library's convolution and the fused epilogue: a step of `lista` is one
 transposed convolution, one convolution and one pass of `soft_threshold` with residual.
 
-What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_on_cuda.py). The functions run on any device
-that has `soft_threshold` and its backward, so the tests run them on the CPU.
+What CUDA has for shapes that its packed kernels do not serve (dsc_ops/_on_cuda.py), and what it has for the passes of
+the MSD-CSC block. The functions run on any device that has `soft_threshold` and its backward, so the tests run them on
+the CPU.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -158,3 +161,73 @@ def lista_backward(
             grad_x = grad_x + grad_before
         grad_before = grad_z * -weight if weight else None
     return grad_y, grad_dictionary, grad_analysis, grad_theta, grad_x.contiguous() if needs[4] else y.new_empty(0)
+
+
+# --- the passes of the MSD-CSC block ----------------------------------------------------------------------------------
+
+
+def _taps(height: int, width: int, dilation: int) -> Iterator[tuple[int, tuple, tuple]]:
+    """(tap, the pixels it reaches, the pixels it reads) of a 3x3 kernel with padding = dilation."""
+    axes = []
+    for size in (height, width):
+        offsets = [(tap, (tap - 1) * dilation) for tap in range(3)]
+        axes.append([(t, slice(max(0, -o), size - max(0, o)), slice(max(0, o), size - max(0, -o))) for t, o in offsets])
+    for row, to_row, from_row in axes[0]:
+        for column, to_column, from_column in axes[1]:
+            if to_row.start < to_row.stop and to_column.start < to_column.stop:
+                yield 3 * row + column, (..., to_row, to_column), (..., from_row, from_column)
+
+
+def shifts(x: Tensor, dilation: int) -> Tensor:
+    out = x.new_zeros(x.shape[0], 9, *x.shape[1:])
+    for tap, to, of in _taps(*x.shape[2:], dilation):
+        out[:, tap][of] = x[to]
+    return out.flatten(1, 2)
+
+
+def sum_of_shifts(x: Tensor, dilation: int) -> Tensor:
+    x = x.unflatten(1, (9, -1))
+    out = x[:, 4].contiguous()
+    for tap, to, of in _taps(*x.shape[3:], dilation):
+        if tap != 4:
+            out[to] += x[:, tap][of]
+    return out
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype).view(1, -1, 1, 1)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Of each channel."""
+    return x.flatten(2).sum(-1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).sum(0)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    count = max(1, x.numel() // max(1, x.shape[1]))
+    mean = _sum(x) / count
+    squares = torch.linalg.vector_norm((x - _per_channel(mean, x)).flatten(2), dim=-1, dtype=mean.dtype).square()
+    return mean, squares.sum(0) / count
+
+
+def norm_relu_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    inverse: Tensor,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = max(1, x.numel() // max(1, x.shape[1]))
+    xhat = torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
+    z = torch.addcmul(_per_channel(beta, x), xhat, _per_channel(gamma, x))
+    grad = aten.threshold_backward(grad, z, 0)
+    grad_beta, grad_gamma = _sum(grad), _sum(torch.mul(grad, xhat, out=z))
+    slope = gamma * inverse
+    if not training:
+        return (grad * _per_channel(slope, x)).contiguous(), grad_gamma, grad_beta
+    mean = _per_channel(-slope * grad_beta / count, x)
+    torch.addcmul(mean, xhat, _per_channel(-slope * grad_gamma / count, x), out=xhat)
+    return xhat.addcmul_(grad, _per_channel(slope, x)).contiguous(), grad_gamma, grad_beta

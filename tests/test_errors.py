@@ -570,6 +570,10 @@ CALLS = [
     ("shrink_backward", x, x, theta, "elu", False),
     ("l1_norm", x, 1e-6),
     ("l1_norm_backward", theta.sum(), x),
+    ("shifts", x2, 2),
+    ("sum_of_shifts", randn(2, 18, 6, 5), 1),
+    ("moments", x2),
+    ("norm_relu_backward", x2, x2, *randn(5, 6).unbind(), True),
     ("analysis", y, w, *g),
     ("analysis", y2, w2, *g2),
     ("synthesis", x, w, [6], *g),
@@ -653,6 +657,12 @@ def test_operators_called_past_the_functions_do_not_crash():
         ("soft_threshold", (U, torch.ones(4), None, None, False), "theta"),
         ("soft_threshold", (U, torch.ones(3), torch.ones(4), None, False), "bias"),
         ("shrink", (U, torch.ones(3), "tanh", False), "activation .*tanh"),
+        ("shifts", (Y, 1), r"x must be \(N, C, H, W\)"),
+        ("shifts", (X2, 0), "dilation"),
+        ("sum_of_shifts", (X2, 1), "nine channels"),
+        ("moments", (Y,), r"x must be \(N, C, H, W\)"),
+        ("norm_relu_backward", (X2, X2, *torch.ones(5, 2).unbind(), True), "for each channel"),
+        ("norm_relu_backward", (X2[1:], X2, *torch.ones(5, X2.shape[1]).unbind(), True), "grad"),
     ],
 )
 def test_operators_called_past_the_functions_say_why_not(name, arguments, named):

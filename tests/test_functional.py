@@ -5,9 +5,13 @@ from __future__ import annotations
 import numerics
 import pytest
 import torch
-from numerics import CONVOLUTIONS, DTYPES, Convolution, assert_matches_reference
+import torch.nn.functional as F
+from numerics import CONVOLUTIONS, DTYPES, Convolution, assert_as_exact_as_eager, assert_matches_reference
+from torch import Tensor
 
-from dsc_ops import functional, reference
+from dsc_ops import _composed, functional, reference
+
+ops = torch.ops.dsc_ops
 
 
 def check(name: str, arguments: dict, options: dict, dtype: torch.dtype) -> None:
@@ -381,3 +385,84 @@ def test_the_same_bits_for_any_number_of_threads():
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# --- the passes of the MSD-CSC block ----------------------------------------------------------------------------------
+
+FLOAT64 = torch.float64
+LAYOUTS = ("dense", "slice", "last")
+PASSES = [(3, 5, 6, 7), (1, 1, 1, 1), (2, 17, 1, 40), (2, 3, 33, 1), (0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5)]
+
+
+def planes(shape, dtype: torch.dtype, layout: str) -> Tensor:
+    """Random, as a tensor of its own, as a slice of channels, or channel by channel."""
+    if layout == "slice":
+        return torch.randn(shape[0], shape[1] + 3, *shape[2:]).to(dtype)[:, 2 : 2 + shape[1]]
+    x = torch.randn(shape).to(dtype)
+    return x.to(memory_format=torch.channels_last) if layout == "last" else x
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dilation", [1, 2, 5, 40])
+@pytest.mark.parametrize("shape", PASSES)
+def test_passes_that_shift_are_those_of_unfold_and_fold(shape, dilation, dtype):
+    for layout in LAYOUTS:
+        x, z = planes(shape, dtype, layout), planes((shape[0], 9 * shape[1], *shape[2:]), dtype, layout)
+        shifts, sums = ops.shifts(x, dilation), ops.sum_of_shifts(z, dilation)
+        torch.testing.assert_close(shifts, _composed.shifts(x, dilation), rtol=0, atol=0)
+        assert shifts.is_contiguous() and sums.is_contiguous()
+        truth = _composed.sum_of_shifts(z.double(), dilation)
+        assert_as_exact_as_eager([sums], [_composed.sum_of_shifts(z, dilation)], [truth], ["sum"])
+        if x.numel():
+            # unfold reads where F x reads, F^T the other way round: its taps are mirrored.
+            taps = F.unfold(x.double(), 3, dilation, dilation).view(shape[0], shape[1], 9, *shape[2:]).flip(2)
+            torch.testing.assert_close(shifts.double(), taps.transpose(1, 2).flatten(1, 2), rtol=0, atol=0)
+            columns = z.double().reshape(shape[0], 9, shape[1], -1).flip(1).transpose(1, 2).flatten(1, 2)
+            torch.testing.assert_close(truth, F.fold(columns, shape[2:], 3, dilation, dilation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", PASSES)
+def test_passes_of_moments(shape, dtype, capability):
+    for layout in LAYOUTS:
+        x = planes(shape, dtype, layout)
+        mean, variance = ops.moments(x + 3)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        assert mean.dtype == variance.dtype == wide
+        exact = (x + 3).double()
+        truth = [exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0)] if x.numel() else [exact.sum((0, 2, 3))] * 2
+        assert_as_exact_as_eager(
+            [mean, variance], list(_composed.moments((x + 3).to(wide))), truth, ["mean", "variance"]
+        )
+        torch.testing.assert_close(_composed.moments((x + 3).double()), tuple(truth))
+
+
+def norm_relu_backward(module, tensors, values, training: bool, dtype: torch.dtype, kept: torch.dtype) -> list[Tensor]:
+    tensors, values = [t.to(dtype) for t in tensors], [t.to(kept) for t in values]
+    return list(module.norm_relu_backward(*tensors, *values, training))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", PASSES)
+def test_passes_of_norm_and_relu_have_the_gradient_of_autograd(shape, dtype, training, capability):
+    for layout in LAYOUTS:
+        u, grad = planes(shape, dtype, layout), planes(shape, dtype, layout)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        gamma, beta = (torch.randn(shape[1]).to(dtype) for _ in range(2))
+        mean, variance = _composed.moments(u.double()) if training else (torch.randn(shape[1]), torch.rand(shape[1]))
+        inverse = (variance.double() + 1e-2).rsqrt()
+        statistics = (inverse, -mean.double() * inverse, gamma, beta, inverse)
+
+        call = ((grad, u), statistics, training)
+        ours, truth = norm_relu_backward(ops, *call, dtype, wide), norm_relu_backward(_composed, *call, *(FLOAT64,) * 2)
+        eager = (
+            norm_relu_backward(_composed, *call, dtype, wide)[:1] + norm_relu_backward(_composed, *call, wide, wide)[1:]
+        )
+        assert_as_exact_as_eager(ours, eager, truth, ["u", "gamma", "beta"])
+        if u.numel() > shape[1]:  # of one value batch norm has no deviation
+            leaves = [t.double().requires_grad_() for t in (u, gamma, beta)]
+            given = (None, None) if training else (mean.double(), variance.double())
+            result = torch.relu(F.batch_norm(leaves[0], *given, *leaves[1:], training, 0.1, 1e-2))
+            expected = torch.autograd.grad(result, leaves, grad.double())
+            torch.testing.assert_close(truth, list(expected))

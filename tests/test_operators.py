@@ -32,6 +32,8 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
     one_theta, momentum = torch.rand(1, case.atoms, requires_grad=True), [0.0, 0.3, 0.5]
     tape = ops.lista(y, weight, one_each, thetas, x, momentum, *rest, False, True)[1].detach()
     last = x.detach().to(memory_format=torch.channels_last) if x.dim() == 4 else x.detach()
+    planes = torch.randn(2, 9, 5, 6)[:, :4]
+    values = torch.rand(5, 4).unbind()
     return {
         "soft_threshold": [(x, theta, bias, grad, False), (last.clone().requires_grad_(), scalar, None, None, True)],
         "soft_threshold_backward": [(grad, x.detach(), theta.detach(), False), (grad, last, scalar.detach(), True)],
@@ -42,6 +44,10 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
         ],
         "l1_norm": [(x, 1e-6), (last, 0.0)],
         "l1_norm_backward": [(torch.tensor(2.0, requires_grad=True), x.detach()), (torch.tensor(1.0), last.detach())],
+        "shifts": [(planes, 2)],
+        "sum_of_shifts": [(torch.randn(2, 18, 5, 6), 1)],
+        "moments": [(planes,)],
+        "norm_relu_backward": [(torch.randn(2, 4, 5, 6), planes, *values, training) for training in (True, False)],
         "analysis": [(y, weight, *rest)],
         "synthesis": [(x, weight, list(case.size), *rest)],
         "correlation": [(y, x, list(case.kernel), *rest)],

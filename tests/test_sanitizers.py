@@ -34,16 +34,18 @@ SANITIZE = [
 COMPILER = "g++"
 
 # The host files whose memory and arithmetic are looked at; the others are only there to make the package complete.
-SANITIZED = ["lista", "packed", "convolution"]
+SANITIZED = ["lista", "packed", "convolution", "shifts", "norm"]
 # Compiling is what takes the time, and a third of it kernels that no test here calls.
 LEFT_OUT = r"shrink(_backward)?_tasks<T>"
 
-# What runs: every plan, every kind of iteration, gradients one by one, damaged tapes, random geometries, convolutions.
+# What runs: every plan, every kind of iteration, gradients one by one, damaged tapes, random geometries, convolutions,
+# the passes of MSD-CSC.
 TESTS = (
     "test_packed and ((every_plan and 0.1) or (every_kind and 0.1 and (copied or atoms)) or (negative and True)"
     " or (any_choice and fista and False and (strips or copied or atoms)) or (infinity and False)"
     " or (tape and not touched) or places or masks or byte or geometry)"
     " or test_lista_matches or gradients_asked_for or empty_batches or (test_convolutions_match and float32)"
+    " or test_passes"
 )
 
 # Each is one edit of csrc/cpu/packed.cpp, and what the sanitizers have to say about it.

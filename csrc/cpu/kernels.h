@@ -123,6 +123,36 @@ struct L1NormBackward {
   T* grad_x;
 };
 
+// Channels of (outer, channels, inner), whose planes are contiguous and whose samples are so many elements apart.
+template <typename T>
+struct Channels {
+  const T* values;
+  int64_t stride, outer, inner;
+  DSC_HOST_DEVICE const T* plane(int64_t sample, int64_t channel) const {
+    return values + sample * stride + channel * inner;
+  }
+};
+
+template <typename T>
+struct Moments {
+  Channels<T> x;
+  accumulate_t<T>* mean;
+  accumulate_t<T>* variance;
+};
+
+// Of relu(gamma xhat + beta), xhat = scale x + shift, with respect to what batch norm was given; `inverse` is one over
+// its standard deviation. One value for each channel.
+template <typename T>
+struct NormReluBackward {
+  using A = accumulate_t<T>;
+  Channels<T> x, grad;
+  const A *scale, *shift, *gamma, *beta, *inverse;
+  bool training;  // mean and deviation are those of this batch
+  T* grad_u;      // (outer, channels, inner)
+  int64_t grad_u_stride;
+  A *grad_gamma, *grad_beta;
+};
+
 // --- packed codes (packed_kernels.h) --------------------------------------------------------------------------------
 // A kernel works on a unit: consecutive code pixels of one group, whose patches lie in a plane, the unit's own copy of
 // the part of the signal that it meets, with a border for the padding.
@@ -284,6 +314,8 @@ struct Kernels {
   void (*shrink_backward)(const ShrinkBackward<T>&, int64_t begin, int64_t end);
   void (*l1_norm)(const L1Norm<T>&, int64_t begin, int64_t end);
   void (*l1_norm_backward)(const L1NormBackward<T>&, int64_t begin, int64_t end);
+  void (*moments)(const Moments<T>&, int64_t begin, int64_t end);
+  void (*norm_relu_backward)(const NormReluBackward<T>&, int64_t begin, int64_t end);
   int64_t (*workspace_size)(int64_t atoms, int64_t vectors);
   void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from dsc_ops import reference
 
+ops = torch.ops.dsc_ops
+
 KERNEL = 3
 TAPS = KERNEL * KERNEL
 # Values of the shifted channels at a time: on a CPU they are to stay in the cache, on a GPU to fill it.
@@ -45,22 +47,6 @@ def weight_of(taps: Tensor, width: int) -> Tensor:
     return taps.view(KERNEL, KERNEL, width, -1).permute(2, 3, 0, 1).contiguous()
 
 
-def _shifts(height: int, width: int, dilation: int) -> Iterator[tuple[int, int, tuple, tuple]]:
-    """(row, column of the tap, the pixels it reaches, the pixels it reads)."""
-    axes = []
-    for size in (height, width):
-        axis = []
-        for tap in range(KERNEL):
-            offset = (tap - KERNEL // 2) * dilation
-            low, high = max(0, -offset), size - max(0, offset)
-            if low < high:
-                axis.append((tap, slice(low, high), slice(low + offset, high + offset)))
-        axes.append(axis)
-    for row, to_row, from_row in axes[0]:
-        for column, to_column, from_column in axes[1]:
-            yield row, column, (..., to_row, to_column), (..., from_row, from_column)
-
-
 def _chunks(x: Tensor, width: int) -> Iterator[slice]:
     """Samples that are worked on together."""
     each = TAPS * width * x.shape[2] * x.shape[3]
@@ -70,36 +56,21 @@ def _chunks(x: Tensor, width: int) -> Iterator[slice]:
 
 def analysis(x: Tensor, taps: Tensor, dilation: int, out: Tensor) -> None:
     """out = F x."""
-    width, (height, length) = out.shape[1], x.shape[2:]
-    for part in _chunks(x, width):
+    for part in _chunks(x, out.shape[1]):
         rows = x[part]
         products = torch.bmm(taps.expand(rows.shape[0], -1, -1), rows.flatten(2))
-        products = products.view(-1, KERNEL, KERNEL, width, height, length)
-        result = out[part]
-        result.copy_(products[:, KERNEL // 2, KERNEL // 2])
-        for row, column, to, of in _shifts(height, length, dilation):
-            if (row, column) != (KERNEL // 2, KERNEL // 2):
-                result[to] += products[:, row, column][of]
-
-
-def _patches(z: Tensor, dilation: int) -> Tensor:
-    """z (N, w, H, W) shifted for each tap, (N, 9 w, H W): F^T z is F^T times it, pixel by pixel."""
-    count, width, height, length = z.shape
-    patches = z.new_zeros(count, KERNEL, KERNEL, width, height, length)
-    for row, column, to, of in _shifts(height, length, dilation):
-        patches[:, row, column][of] = z[to]
-    return patches.view(count, TAPS * width, height * length)
+        out[part] = ops.sum_of_shifts(products.unflatten(2, x.shape[2:]), dilation)
 
 
 def add_synthesis(x: Tensor, taps: Tensor, z: Tensor, dilation: int, given: Tensor | None = None) -> Tensor | None:
     """x += F^T z, in place; and corr(given, z), the gradient of F where z is that of F given."""
     gradient = None
     for part in _chunks(x, z.shape[1]):
-        patches = _patches(z[part], dilation)
-        matrix = taps.t().expand(patches.shape[0], -1, -1)
-        x[part].flatten(2).baddbmm_(matrix, patches)
+        # F^T z is F^T times the shifts of z, pixel by pixel.
+        shifts = ops.shifts(z[part], dilation).flatten(2)
+        x[part].flatten(2).baddbmm_(taps.t().expand(shifts.shape[0], -1, -1), shifts)
         if given is not None:
-            products = torch.bmm(patches, given[part].flatten(2).transpose(1, 2)).sum(0)
+            products = torch.bmm(shifts, given[part].flatten(2).transpose(1, 2)).sum(0)
             gradient = products if gradient is None else gradient.add_(products)
     return gradient
 
@@ -108,35 +79,27 @@ def correlation(x: Tensor, z: Tensor, dilation: int) -> Tensor:
     """corr(x, z), (9 w, C): the gradient of F where z is that of F x, or x that of F^T z."""
     gradient = x.new_zeros(TAPS * z.shape[1], x.shape[1])
     for part in _chunks(x, z.shape[1]):
-        patches = _patches(z[part], dilation)
-        gradient += torch.bmm(patches, x[part].flatten(2).transpose(1, 2)).sum(0)
+        shifts = ops.shifts(z[part], dilation).flatten(2)
+        gradient += torch.bmm(shifts, x[part].flatten(2).transpose(1, 2)).sum(0)
     return gradient
 
 
 # --- batch norm and ReLU ----------------------------------------------------------------------------------------------
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Of each channel, of x (N, C, H, W)."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.flatten(2).sum(-1, dtype=wide).sum(0)
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of each channel, in two passes as batch norm takes them."""
-    count = max(1, x.numel() // x.shape[1])
-    mean = _sum(x) / count
-    squares = torch.linalg.vector_norm((x - per_channel(mean, x)).flatten(2), dim=-1, dtype=mean.dtype).square()
-    return mean, squares.sum(0) / count
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """In which sums over values of this type are kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype).view(1, -1, 1, 1)
 
 
-def affine_(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale x + shift in place, by channel."""
-    return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x), out=x)
+def dot(x: Tensor, z: Tensor) -> Tensor:
+    """The sum of x z, of slices of channels as they lie."""
+    rows, columns = (t.flatten(1).to(wide(t.dtype)) for t in (x, z))
+    return torch.bmm(rows.unsqueeze(1), columns.unsqueeze(2)).sum()
 
 
 @dataclass
@@ -162,17 +125,10 @@ class Norm:
 
     def gradient(self, grad: Tensor, x: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of u, gamma, beta and b, from that of the result."""
-        count = max(1, x.numel() // x.shape[1])
-        xhat = torch.addcmul(per_channel(self.Q, x), x, per_channel(self.P, x))
-        z = torch.addcmul(per_channel(self.beta, x), xhat, per_channel(self.gamma, x))
-        grad = torch.ops.aten.threshold_backward(grad, z, 0)
-        grad_beta, grad_gamma = _sum(grad), _sum(torch.mul(grad, xhat, out=z))
-        slope = self.gamma * self.inverse
-        if not training:
-            return grad.mul_(per_channel(slope, x)), grad_gamma, grad_beta, slope * grad_beta
-        affine_(xhat, -slope * grad_gamma / count, -slope * grad_beta / count)
-        # The mean takes b away: its gradient is zero.
-        return xhat.addcmul_(grad, per_channel(slope, x)), grad_gamma, grad_beta, torch.zeros_like(grad_beta)
+        values = (self.P, self.Q, self.gamma, self.beta, self.inverse)
+        grad_u, grad_gamma, grad_beta = ops.norm_relu_backward(grad, x, *values, training)
+        # In training the mean takes b away: its gradient is zero.
+        return grad_u, grad_gamma, grad_beta, 0 if training else self.gamma * self.inverse * grad_beta
 
 
 # --- the block --------------------------------------------------------------------------------------------------------
@@ -259,7 +215,7 @@ def forward(y: Tensor, block: Block, mean: Tensor, variance: Tensor, kept: bool)
         analysis(x[:, :a], block.taps[i - 1], block.dilations[i - 1], out=x[:, a:n])
         raw[:, a:n] = x[:, a:n]
         if block.training:
-            scale, (m, v) = block.scale[i - 1].to(mean), moments(x[:, :n])
+            scale, (m, v) = block.scale[i - 1].to(mean), ops.moments(x[:, :n])
             block.of(mean[0], i).copy_(scale * m + block.of(block.bias, i))
             block.of(variance[0], i).copy_(scale.square() * v)
         block.norm(0, i, mean, variance).apply(x[:, :n], out=x[:, :n])
@@ -293,7 +249,7 @@ def _unfold(p: int, x: Tensor, deepest: Tensor, raw: Tensor, tape: Tape, block: 
         code[:, :a].addcmul_(error, scale, value=-1)
         code[:, a:].addcmul_(features, scale, value=-1)
         if block.training:
-            m, v = moments(code)
+            m, v = ops.moments(code)
             block.of(mean[p], i).copy_(m + block.of(block.bias, i))
             block.of(variance[p], i).copy_(v)
         block.norm(p, i, mean, variance).apply(code, out=x[:, :n])
@@ -304,12 +260,11 @@ class Gradients:
 
     def __init__(self, block: Block):
         self.taps = [torch.zeros_like(t) for t in block.taps]
-        wide = torch.float64 if block.taps[0].dtype == torch.float64 else torch.float32
         self.scale, self.bias, self.gamma, self.beta = (
-            torch.zeros_like(t, dtype=wide) for t in (block.scale, block.bias, block.gamma, block.beta)
+            torch.zeros_like(t, dtype=wide(t.dtype)) for t in (block.scale, block.bias, block.gamma, block.beta)
         )
 
-    def add_norm(self, block: Block, i: int, gamma: Tensor, beta: Tensor, bias: Tensor) -> None:
+    def add_norm(self, block: Block, i: int, gamma: Tensor, beta: Tensor, bias) -> None:
         for total, part in ((self.gamma, gamma), (self.beta, beta), (self.bias, bias)):
             block.of(total, i).add_(part)
 
@@ -351,7 +306,7 @@ def _unfold_backward(p: int, grad, grad_y, shares, tape: Tape, block: Block, tot
         taps = block.taps[i - 1]
         part = add_synthesis(grad[:, :a], taps * scale.to(taps), grad_u[:, a:], dilation, given=e[i - 1])
         total.taps[i - 1].sub_(part * scale.to(part))
-        total.scale[i - 1] -= _sum(grad_u[:, :a] * e[i - 1]).sum() + (taps * part).sum()
+        total.scale[i - 1] -= dot(grad_u[:, :a], e[i - 1]) + (taps * part).sum()
     grad_y += grad[:, : block.first]
     torch.neg(grad[:, : block.first], out=grad[:, : block.first])
     for i in range(1, 1 + block.depth):
@@ -375,7 +330,7 @@ def _first_backward(grad: Tensor, tape: Tape, block: Block, total: Gradients, me
         torch.clamp(x[:, :a], low, high, out=x[:, :a])
         grad_u, *of_norm = block.norm(0, i, mean, variance).gradient(grad[:, :n], x, block.training)
         total.add_norm(block, i, *of_norm)
-        total.scale[i - 1] += _sum(grad_u * x).sum()
+        total.scale[i - 1] += dot(grad_u, x)
         torch.mul(grad_u[:, :a], scale.to(grad.dtype), out=grad[:, :a])
         taps = block.taps[i - 1]
         part = add_synthesis(grad[:, :a], taps * scale.to(taps), grad_u[:, a:], dilation, given=x[:, :a])
