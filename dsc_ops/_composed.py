@@ -187,27 +187,31 @@ def shifts(x: Tensor, dilation: int) -> Tensor:
 
 def sum_of_shifts(x: Tensor, dilation: int) -> Tensor:
     x = x.unflatten(1, (9, -1))
-    out = x[:, 4].contiguous()
+    out = x[:, 4].clone(memory_format=torch.contiguous_format)
     for tap, to, of in _taps(*x.shape[3:], dilation):
         if tap != 4:
             out[to] += x[:, tap][of]
     return out
 
 
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.dtype).view(1, -1, 1, 1)
+def _wide(x: Tensor) -> Tensor:
+    """In the type of sums."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
 
 
 def _sum(x: Tensor) -> Tensor:
     """Of each channel."""
-    return x.flatten(2).sum(-1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).sum(0)
+    return x.flatten(2).sum(-1).sum(0)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    count = max(1, x.numel() // max(1, x.shape[1]))
+    x, count = _wide(x), max(1, x.numel() // max(1, x.shape[1]))
     mean = _sum(x) / count
-    squares = torch.linalg.vector_norm((x - _per_channel(mean, x)).flatten(2), dim=-1, dtype=mean.dtype).square()
-    return mean, squares.sum(0) / count
+    return mean, torch.linalg.vector_norm((x - _per_channel(mean)).flatten(2), dim=-1).square().sum(0) / count
 
 
 def norm_relu_backward(
@@ -220,14 +224,14 @@ def norm_relu_backward(
     inverse: Tensor,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    count = max(1, x.numel() // max(1, x.shape[1]))
-    xhat = torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
-    z = torch.addcmul(_per_channel(beta, x), xhat, _per_channel(gamma, x))
+    dtype, count = x.dtype, max(1, x.numel() // max(1, x.shape[1]))
+    grad, x = _wide(grad), _wide(x)
+    xhat = torch.addcmul(_per_channel(shift), x, _per_channel(scale))
+    z = torch.addcmul(_per_channel(beta), xhat, _per_channel(gamma))
     grad = aten.threshold_backward(grad, z, 0)
     grad_beta, grad_gamma = _sum(grad), _sum(torch.mul(grad, xhat, out=z))
     slope = gamma * inverse
-    if not training:
-        return (grad * _per_channel(slope, x)).contiguous(), grad_gamma, grad_beta
-    mean = _per_channel(-slope * grad_beta / count, x)
-    torch.addcmul(mean, xhat, _per_channel(-slope * grad_gamma / count, x), out=xhat)
-    return xhat.addcmul_(grad, _per_channel(slope, x)).contiguous(), grad_gamma, grad_beta
+    grad_u = grad * _per_channel(slope)
+    if training:
+        grad_u -= torch.addcmul(_per_channel(slope * grad_beta / count), xhat, _per_channel(slope * grad_gamma / count))
+    return grad_u.to(dtype).contiguous(), grad_gamma, grad_beta

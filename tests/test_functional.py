@@ -391,7 +391,16 @@ def test_the_same_bits_for_any_number_of_threads():
 
 FLOAT64 = torch.float64
 LAYOUTS = ("dense", "slice", "last")
-PASSES = [(3, 5, 6, 7), (1, 1, 1, 1), (2, 17, 1, 40), (2, 3, 33, 1), (0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5)]
+PASSES = [
+    (3, 5, 6, 7),
+    (1, 2, 5, 6),
+    (1, 1, 1, 1),
+    (2, 17, 1, 40),
+    (2, 3, 33, 1),
+    (0, 3, 4, 5),
+    (2, 0, 4, 5),
+    (2, 3, 0, 5),
+]
 
 
 def planes(shape, dtype: torch.dtype, layout: str) -> Tensor:
@@ -408,11 +417,13 @@ def planes(shape, dtype: torch.dtype, layout: str) -> Tensor:
 def test_passes_that_shift_are_those_of_unfold_and_fold(shape, dilation, dtype):
     for layout in LAYOUTS:
         x, z = planes(shape, dtype, layout), planes((shape[0], 9 * shape[1], *shape[2:]), dtype, layout)
+        before = z.clone()
         shifts, sums = ops.shifts(x, dilation), ops.sum_of_shifts(z, dilation)
         torch.testing.assert_close(shifts, _composed.shifts(x, dilation), rtol=0, atol=0)
         assert shifts.is_contiguous() and sums.is_contiguous()
         truth = _composed.sum_of_shifts(z.double(), dilation)
         assert_as_exact_as_eager([sums], [_composed.sum_of_shifts(z, dilation)], [truth], ["sum"])
+        assert torch.equal(z, before)
         if x.numel():
             # unfold reads where F x reads, F^T the other way round: its taps are mirrored.
             taps = F.unfold(x.double(), 3, dilation, dilation).view(shape[0], shape[1], 9, *shape[2:]).flip(2)
