@@ -116,6 +116,12 @@ CASES = {
     "slices of strips": Convolution(17, 8, 60, (25, 24), (5, 5)),  # two an image
     "slices of groups": Convolution(9, 16, 300, (16, 16), (3, 3), groups=2),  # 8 images, then 1
     "slices with residuals": Convolution(17, 1, 96, (14, 14), (11, 11), padding=5),  # on the tape
+    # with AVX-512 neighbours' patches slide:
+    "sliding": Convolution(2, 1, 24, (9, 17), (3, 3), padding=1),  # a patch is one vector
+    "sliding by two": Convolution(2, 3, 33, (21, 26), (7, 7), stride=2, padding=3),
+    "sliding by vectors": Convolution(2, 4, 30, (12, 13), (4, 4)),  # a column is one, a patch four
+    "sliding by almost two": Convolution(1, 1, 30, (36, 12), (31, 2), padding=(3, 1)),
+    "long rows": Convolution(1, 1, 100, (5, 210), (7, 7), padding=3),  # of more than a block
     "columns of 2 KiB": Convolution(1, 4, 12, (62, 5), (3, 3), padding=1),
 }
 over_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -194,7 +200,7 @@ def check_mean_error(case: Convolution, density: float, dtype: torch.dtype, **ki
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("name", ["in place", "copied", "chunks", "by atoms", "63 atoms", "1-D strides", "strips"])
+@pytest.mark.parametrize("name", ["in place", "copied", "chunks", "by atoms", "63 atoms", "1-D strides", "strips", "sliding by two", "long rows"])
 def test_float32_is_as_exact_as_eager(name, density, capability):
     check_mean_error(CASES[name], density, torch.float32, x0=True, momentum="fista")
 

@@ -178,6 +178,8 @@ struct Patches {
   const int64_t* vector;  // where each vector begins, from the pixel's own place or in the copy
   int64_t chunks;
   const int64_t* chunk_vectors;
+  bool slides;                 // neighbours share columns, which are the runs, and a window of registers holds a patch
+  int64_t row, column, fresh;  // then: pixels of a row, from column to column, columns that a neighbour has alone
   bool by_atoms;  // backward goes from atom to atom, since a table and its gradient are too much for the nearest cache
 };
 
@@ -307,6 +309,7 @@ struct Kernels {
   int64_t lanes;
   int64_t tile_vectors;    // of atoms in a register tile of packed_analysis, at most
   int64_t chunk_vectors;   // of a chunk of a table, at most
+  int64_t window_vectors;  // of a patch that slides, at most
   int64_t taps_per_range;  // taps of a tile's weights that are read again and again from the first-level cache
   void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);
   void (*soft_threshold_backward)(const SoftThresholdBackward<T>&, int64_t begin, int64_t end);

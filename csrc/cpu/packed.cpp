@@ -29,7 +29,8 @@ int64_t images_of_slice(const Geometry& g) {
   return std::max<int64_t>(1, (slice_units + g.groups - 1) / g.groups * images);
 }
 
-Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t value_size) : g(geometry) {
+Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size)
+    : g(geometry) {
   if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
     std::swap(g.signal_h, g.signal_w);
     std::swap(g.code_h, g.code_w);
@@ -59,7 +60,13 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
   // Each segment in vectors of its own, or all side by side in a copy.
   const int64_t segments = static_cast<int64_t>(segment_.size()), length = g.patch() / segments;
   const int64_t per_segment = (length + vector - 1) / vector, together = (g.patch() + vector - 1) / vector;
-  copied_ = 4 * segments * per_segment > 5 * together;
+  // Bytes of each atom with which all atoms of a table and of its gradient stay in the cache. Where that is less than
+  // this, too little work is done for a non-zero at a time: then atom by atom, with registers for two chunks.
+  constexpr int64_t least_bytes = 128;
+  const int64_t vector_bytes = vector * value_size, affordable = cache_bytes / (2 * g.group_code_channels());
+  slides_ = affordable >= std::min(least_bytes, together * vector_bytes) && rows_touch && g.dilation_w == 1 &&
+            2 * g.stride_w <= g.kernel_w && length < 2 * vector && together <= window_vectors;
+  copied_ = slides_ || 4 * segments * per_segment > 5 * together;
   for (int64_t v = 0; v < (copied_ ? together : segments * per_segment); ++v) {
     vector_.push_back(copied_ ? v * vector : segment_[v / per_segment] + v % per_segment * vector);
     for (int64_t lane = 0; lane < vector; ++lane) {
@@ -81,12 +88,10 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
     base.push_back(row / image_rows * plane_image + w * g.stride_w * column + row % image_rows * g.stride_h * channels);
   }
 
-  // Bytes of each atom of a chunk with which all atoms of a table and of its gradient stay in the cache. Where that is
-  // less than this, too little work is done for a non-zero at a time: then atom by atom, with registers for two chunks.
-  constexpr int64_t least_bytes = 128;
-  const int64_t vector_bytes = vector * value_size, affordable = cache_bytes / (2 * g.group_code_channels());
   by_atoms_ = affordable < std::min(least_bytes, vectors() * vector_bytes);
-  const int64_t most = by_atoms_ ? chunk_vectors - 1 : std::clamp<int64_t>(affordable / vector_bytes, 1, chunk_vectors);
+  const int64_t most = slides_     ? vectors()
+                       : by_atoms_ ? chunk_vectors - 1
+                                   : std::clamp<int64_t>(affordable / vector_bytes, 1, chunk_vectors);
   const int64_t chunks = (vectors() + most - 1) / most;
   for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
 }

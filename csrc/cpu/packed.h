@@ -26,7 +26,7 @@ struct Unit {
 class Plan {
  public:
   // vector: lanes of the kernels' vectors; chunk_vectors: how many a chunk of a table may have.
-  Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t value_size);
+  Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size);
 
   Geometry g;  // a signal of one axis turned so that it lies along h
   std::vector<Unit> units;
@@ -46,7 +46,9 @@ class Plan {
             g.patch(),       segment_.data(),
             count(vector_),  copied_,
             vector_.data(),  count(chunks_),
-            chunks_.data(),  by_atoms_};
+            chunks_.data(),  slides_,
+            g.code_w,        g.dilation_w * column,
+            g.stride_w,      by_atoms_};
   }
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Where the unit's pixels begin among all pixels of all groups.
@@ -55,7 +57,7 @@ class Plan {
 
  private:
   std::vector<int64_t> segment_, vector_, chunks_;
-  bool copied_, by_atoms_;
+  bool copied_, slides_, by_atoms_;
   void make_units();
 };
 

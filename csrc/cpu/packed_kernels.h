@@ -11,6 +11,7 @@
 // into registers, so that a chunk of a table, and of its gradient, stays in the first-level cache.
 #pragma once
 
+#include "sliding_kernels.h"
 #include "vectors.h"
 
 namespace dsc::cpu {
@@ -361,25 +362,30 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
   const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t first = block * block_pixels;
-    if (p.codes.places[block].count > 0)
-      add_block(p.patches, p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
-                p.codes.places[block].count, p.table, p.plane, p.base + first, block_size(p.pixels, block), p.atoms,
-                work);
+    if (p.codes.places[block].count == 0) continue;
+#if defined(__AVX512F__)
+    if (p.patches.slides) {
+      with_window(
+          p.patches,
+          SlideSums<A>{p.patches, p.base + first, first, block_size(p.pixels, block), p.codes.masks + first * bytes,
+                       bytes, p.codes.values + p.codes.places[block].first, p.table, p.plane, nullptr, nullptr});
+      continue;
+    }
+#endif
+    add_block(p.patches, p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
+              p.codes.places[block].count, p.table, p.plane, p.base + first, block_size(p.pixels, block), p.atoms,
+              work);
   }
 }
 
 // --- analysis -------------------------------------------------------------------------------------------------------
 
-// u[t] (+)= products of pixel t's taps [from, to) with `vectors` vectors of atoms, for tile_pixels pixels.
+// sum[t] += products of pixel t's taps [from, to) with `vectors` vectors of atoms.
 template <int vectors, typename A>
 DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64_t to, const A* weight,
-                                     const A* const* pixel, A* u, int64_t width) {
-  using V = typename Vector<A>::type;
+                                     const A* const* pixel, Lanes<A> (&sum)[tile_pixels][vectors]) {
+  using V = Lanes<A>;
   constexpr int64_t lanes = Vector<A>::lanes;
-  V sum[tile_pixels][vectors] = {};
-  if (from > 0)
-    for (int t = 0; t < tile_pixels; ++t)
-      for (int v = 0; v < vectors; ++v) sum[t][v] = *reinterpret_cast<const V*>(u + t * width + v * lanes);
   int64_t segment = from / patches.length, i = from % patches.length;
   for (int64_t left = to - from; left > 0; ++segment, i = 0) {
     const int64_t stop = patches.length - i < left ? patches.length : i + left;
@@ -399,6 +405,19 @@ DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64
       }
     }
   }
+}
+
+// The same with rows of atoms in memory, which are written where the taps are the first.
+template <int vectors, typename A>
+DSC_HOST_DEVICE void multiply_rows(const Patches& patches, int64_t from, int64_t to, const A* weight,
+                                   const A* const* pixel, A* u, int64_t width) {
+  using V = Lanes<A>;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  V sum[tile_pixels][vectors] = {};
+  if (from > 0)
+    for (int t = 0; t < tile_pixels; ++t)
+      for (int v = 0; v < vectors; ++v) sum[t][v] = *reinterpret_cast<const V*>(u + t * width + v * lanes);
+  multiply_pixels<vectors>(patches, from, to, weight, pixel, sum);
   for (int t = 0; t < tile_pixels; ++t)
     for (int v = 0; v < vectors; ++v) *reinterpret_cast<V*>(u + t * width + v * lanes) = sum[t][v];
 }
@@ -418,11 +437,11 @@ DSC_HOST_DEVICE void multiply_block(const Patches& patches, const A* weight, con
       for (int64_t t = 0; t < pixels; t += tile_pixels) {
         A* const u = work.rows + t * work.width + atom;
         if (vectors == 4)
-          multiply_pixels<4>(patches, from, to, weight, pixel + t, u, work.width);
+          multiply_rows<4>(patches, from, to, weight, pixel + t, u, work.width);
         else if (vectors == 2)
-          multiply_pixels<2>(patches, from, to, weight, pixel + t, u, work.width);
+          multiply_rows<2>(patches, from, to, weight, pixel + t, u, work.width);
         else
-          multiply_pixels<1>(patches, from, to, weight, pixel + t, u, work.width);
+          multiply_rows<1>(patches, from, to, weight, pixel + t, u, work.width);
       }
       weight += vectors * lanes * (to - from);
       atom += vectors * lanes;
@@ -478,25 +497,71 @@ DSC_HOST_DEVICE void keep_values(const Workspace<A>& work, int64_t count, const 
   memcpy(codes.values + first, work.values, count * sizeof(A));
 }
 
+// Packs a tile of pixels straight from the registers, where a row of atoms is one tile wide; returns the place after
+// their values. Not inline, or else what the caller has in registers leaves too few for the sums.
+template <int vectors, bool one_sided, bool nonnegative, typename T>
+__attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>& p, Reader<accumulate_t<T>>& start,
+                                                        const int64_t* base, uint8_t* mask, accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  using V = Lanes<A>;
+  const int64_t bytes = mask_bytes(p.atoms), width = vectors * Vector<A>::lanes;
+  V sum[tile_pixels][vectors] = {};
+  if (start.mask) {
+    Reader<A> reader = start;
+#pragma GCC unroll 8
+    for (int t = 0; t < tile_pixels; ++t, reader.mask += bytes)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sum[t][v] = reader.next(v);
+    start = reader;
+  }
+  const A* pixel[tile_pixels];
+#pragma GCC unroll 8
+  for (int t = 0; t < tile_pixels; ++t) pixel[t] = p.plane + base[t];
+  multiply_pixels<vectors>(p.patches, 0, p.patches.size, p.weight, pixel, sum);
+  const V* const theta = reinterpret_cast<const V*>(p.theta);
+#pragma GCC unroll 8
+  for (int t = 0; t < tile_pixels; ++t, mask += bytes) {
+    Packer<A> packer(mask, bytes, width, out);
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v)
+      packer.add(v, rounded_lanes<T>(nonnegative ? soft_threshold_nonnegative<one_sided>(sum[t][v], theta[v])
+                                                 : soft_threshold<one_sided>(sum[t][v], theta[v])));
+    out = packer.values;
+  }
+  return out;
+}
+
+template <bool one_sided, bool nonnegative, typename T>
+DSC_HOST_DEVICE accumulate_t<T>* analyze_block(const PackedAnalysis<T>& p, int64_t block,
+                                               const Workspace<accumulate_t<T>>& work) {
+  using A = accumulate_t<T>;
+  const int64_t bytes = mask_bytes(p.atoms), first = block * block_pixels, last = first + block_size(p.pixels, block);
+  Reader<A> start{p.start.masks, nullptr};
+  if (start.mask) start = {p.start.masks + first * bytes, p.start.values + p.start.places[block].first};
+  A* out = work.values;
+  int64_t t = first;
+  if constexpr (tile_vectors == 4)  // with fewer registers it is no faster
+    if (p.atoms == tile_vectors * Vector<A>::lanes && p.patches.size <= taps_per_range) {
+      for (; t + tile_pixels <= last; t += tile_pixels)
+        out = analyze_tile<tile_vectors, one_sided, nonnegative>(p, start, p.base + t, p.codes.masks + t * bytes, out);
+    }
+  for (; t < last; t += product_pixels) {
+    const int64_t pixels = last - t < product_pixels ? last - t : product_pixels;
+    multiply_block(p.patches, p.weight, p.plane, p.base + t, pixels, work);
+    if (start.mask) add_codes(start, bytes, pixels, work);
+    out = pack_rows<one_sided, nonnegative>(p, p.codes.masks + t * bytes, pixels, work, out);
+  }
+  return out;
+}
+
 template <typename T>
 void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   const Workspace<A> work(p.atoms, 1, scratch);
-  const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
-    const int64_t first = block * block_pixels, last = first + block_size(p.pixels, block);
-    Reader<A> start{p.start.masks, nullptr};
-    if (start.mask) start = {p.start.masks + first * bytes, p.start.values + p.start.places[block].first};
-    A* out = work.values;
-    for (int64_t t = first; t < last; t += product_pixels) {
-      const int64_t pixels = last - t < product_pixels ? last - t : product_pixels;
-      multiply_block(p.patches, p.weight, p.plane, p.base + t, pixels, work);
-      if (start.mask) add_codes(start, bytes, pixels, work);
-      uint8_t* const mask = p.codes.masks + t * bytes;
-      out = p.one_sided     ? pack_rows<true, false>(p, mask, pixels, work, out)
-            : p.nonnegative ? pack_rows<false, true>(p, mask, pixels, work, out)
-                            : pack_rows<false, false>(p, mask, pixels, work, out);
-    }
+    const A* const out = p.one_sided     ? analyze_block<true, false>(p, block, work)
+                         : p.nonnegative ? analyze_block<false, true>(p, block, work)
+                                         : analyze_block<false, false>(p, block, work);
     keep_values(work, out - work.values, p.codes, block, p.used);
   }
 }
@@ -694,15 +759,34 @@ struct GradientOfAllAtoms {
   }
 };
 
-// sums[atom] += the values of the atom in a block: by vectors within it, in double beyond.
-template <typename A>
-DSC_HOST_DEVICE void add_sums_by_atom(Reader<A> reader, int64_t bytes, int64_t pixels, int64_t atoms,
+// g of the next atoms of a pixel, or sign(x) g.
+template <bool with_sign, typename A>
+DSC_HOST_DEVICE Lanes<A> next_signed(Reader<A>& x, Reader<A>& g, int64_t vector) {
+  const Lanes<A> value = g.next(vector);
+  return with_sign ? with_sign_of<A>(x.next(vector), value) : value;
+}
+
+// sums[atom] += g of the atom in a block, or -sign(x) g: by vectors within it, in double beyond.
+template <bool with_sign, typename A>
+DSC_HOST_DEVICE void add_sums_by_atom(Reader<A> x, Reader<A> g, int64_t bytes, int64_t pixels, int64_t atoms,
                                       const Workspace<A>& work, double* sums) {
-  A* const block = work.rows;
-  for (int64_t m = 0; m < work.width; ++m) block[m] = A(0);
-  for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes)
-    for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v) reinterpret_cast<Lanes<A>*>(block)[v] += reader.next(v);
-  for (int64_t m = 0; m < atoms; ++m) sums[m] += block[m];
+  using V = Lanes<A>;
+  constexpr int few = 4;  // vectors that stay in registers
+  V* const block = reinterpret_cast<V*>(work.rows);
+  const int64_t vectors = work.width / Vector<A>::lanes;
+  V own[few] = {};
+  for (int64_t v = 0; v < vectors; ++v) block[v] = V{};
+  for (int64_t t = 0; t < pixels; ++t, x.mask += bytes, g.mask += bytes) {
+    if (vectors == few) {
+#pragma GCC unroll 4
+      for (int v = 0; v < few; ++v) own[v] += next_signed<with_sign>(x, g, v);
+    } else {
+      for (int64_t v = 0; v < vectors; ++v) block[v] += next_signed<with_sign>(x, g, v);
+    }
+  }
+  if (vectors == few)
+    for (int v = 0; v < few; ++v) block[v] = own[v];
+  for (int64_t m = 0; m < atoms; ++m) sums[m] += with_sign ? -work.rows[m] : work.rows[m];
 }
 
 template <typename A>
@@ -718,11 +802,17 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     const uint8_t* const support = p.codes.masks + first * bytes;
     const A* const x = p.codes.values + p.codes.places[block].first;
     const A* const grad = p.grad.values + p.grad.places[block].first;
-    if (p.grad_theta) {
-      for (int64_t i = 0; i < count; ++i) work.values[i] = x[i] < A(0) ? grad[i] : -grad[i];  // -sign(x) g, x is not 0
-      add_sums_by_atom(Reader<A>{support, work.values}, bytes, pixels, p.atoms, work, p.grad_theta);
+    const Reader<A> codes{support, x}, grads{support, grad};
+    if (p.grad_theta) add_sums_by_atom<true>(codes, grads, bytes, pixels, p.atoms, work, p.grad_theta);
+    if (p.grad_bias) add_sums_by_atom<false>(codes, grads, bytes, pixels, p.atoms, work, p.grad_bias);
+#if defined(__AVX512F__)
+    if (p.patches.slides) {
+      if (p.plane || p.gradient)
+        with_window(p.patches, SlideSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane,
+                                            p.gradient, p.residual});
+      continue;
     }
-    if (p.grad_bias) add_sums_by_atom(Reader<A>{support, grad}, bytes, pixels, p.atoms, work, p.grad_bias);
+#endif
     const bool together = p.plane && p.gradient && !p.patches.by_atoms;
     if (together) {
       const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
@@ -862,16 +952,25 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
       const bool dense = is_dense<A>(p.patches, count, pixels, p.atoms);
       Reader<A> reader{p.grad.masks + first * bytes, p.grad.values + p.grad.places[block].first};
       Picker<A> picker{p.codes.masks + first * bytes, work.values};
-      for (int64_t from = 0; from < pixels; from += product_pixels) {
+      if (!dense) move_values(reader, picker, bytes, pixels, work.width / Vector<A>::lanes);
+      for (int64_t from = 0; dense && from < pixels; from += product_pixels) {
         const int64_t part = pixels - from < product_pixels ? pixels - from : product_pixels;
-        if (dense) multiply_block(p.patches, p.weight, p.plane, p.base + first + from, part, work);
+        multiply_block(p.patches, p.weight, p.plane, p.base + first + from, part, work);
         const Lanes<A>* row = reinterpret_cast<const Lanes<A>*>(work.rows);
         for (int64_t t = 0; t < part; ++t, reader.mask += bytes, picker.mask += bytes)
-          for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row)
-            picker.add(v, dense ? reader.next(v) + *row : reader.next(v));
+          for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row) picker.add(v, reader.next(v) + *row);
       }
       const uint8_t* const support = p.codes.masks + first * bytes;
       const A* const values = p.codes.values + p.codes.places[block].first;
+#if defined(__AVX512F__)
+      if (p.patches.slides) {
+        with_window(p.patches,
+                    SlideDots<A>{p.patches, p.base + first, first, pixels, support, bytes, values, work.values, p.table,
+                                 p.gradient, p.plane, reinterpret_cast<A*>(work.atom)});
+        keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
+        continue;
+      }
+#endif
       const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
       const int64_t* const vector = p.patches.vector;
       if (dense) {

@@ -19,6 +19,7 @@ constexpr Kernels<T> make_kernels() {
   return {Vector<accumulate_t<T>>::lanes,
           tile_vectors,
           chunk_vectors,
+          window_vectors,
           taps_per_range,
           soft_threshold_tasks<T>,
           soft_threshold_backward_tasks<T>,

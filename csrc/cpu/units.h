@@ -86,7 +86,8 @@ struct Units {
   const Kernels<T>& kernel = kernels<T>();
   Plan plan;
 
-  explicit Units(const Geometry& geometry) : plan(geometry, kernel.lanes, kernel.chunk_vectors, sizeof(A)) {}
+  explicit Units(const Geometry& geometry)
+      : plan(geometry, kernel.lanes, kernel.chunk_vectors, kernel.window_vectors, sizeof(A)) {}
 
   int64_t count() const { return static_cast<int64_t>(plan.units.size()); }
   int64_t atoms() const { return plan.g.group_code_channels(); }

@@ -122,7 +122,9 @@ DSC_HOST_DEVICE unsigned nonzero_lanes<float>(const Lanes<float>& v) {
 }
 template <>
 DSC_HOST_DEVICE Lanes<float> expand(unsigned bits, const float* values) {
-  return (Lanes<float>)_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
+  __m512 v = _mm512_loadu_ps(values);
+  asm("" : "+v"(v));  // from memory the instruction takes several times as long
+  return (Lanes<float>)_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), v);
 }
 template <>
 DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<float>& v, float* values) {
@@ -138,11 +140,56 @@ DSC_HOST_DEVICE unsigned nonzero_lanes<double>(const Lanes<double>& v) {
 }
 template <>
 DSC_HOST_DEVICE Lanes<double> expand(unsigned bits, const double* values) {
-  return (Lanes<double>)_mm512_maskz_expand_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(values));
+  __m512d v = _mm512_loadu_pd(values);
+  asm("" : "+v"(v));  // from memory the instruction takes several times as long
+  return (Lanes<double>)_mm512_maskz_expand_pd(static_cast<__mmask8>(bits), v);
 }
 template <>
 DSC_HOST_DEVICE void compress(unsigned bits, const Lanes<double>& v, double* values) {
   _mm512_storeu_pd(values, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), (__m512d)v));
+}
+template <>
+DSC_HOST_DEVICE void add_four_sums<float>(const Lanes<float> (&v)[4], float* sums) {
+  const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), four));
+}
+
+// The values of a mask's lanes from memory, which is not read elsewhere; `other` in the others.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> load_lanes(const Lanes<A>& other, unsigned mask, const A* in) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_mask_loadu_ps((__m512)other, static_cast<__mmask16>(mask), in);
+  else
+    return (Lanes<A>)_mm512_mask_loadu_pd((__m512d)other, static_cast<__mmask8>(mask), in);
+}
+template <typename A>
+DSC_HOST_DEVICE void store_lanes(unsigned mask, const Lanes<A>& v, A* out) {
+  if constexpr (sizeof(A) == 4)
+    _mm512_mask_storeu_ps(out, static_cast<__mmask16>(mask), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(out, static_cast<__mmask8>(mask), (__m512d)v);
+}
+
+// Lanes [from, from + lanes) of a and b side by side, and the index that tells join_lanes so.
+template <typename A>
+DSC_HOST_DEVICE __m512i lanes_from(int64_t from) {
+  typename MaskElement<A>::type index[Vector<A>::lanes];
+  for (int64_t i = 0; i < Vector<A>::lanes; ++i) index[i] = static_cast<typename MaskElement<A>::type>(i + from);
+  return _mm512_loadu_si512(index);
+}
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> join_lanes(const Lanes<A>& a, __m512i index, const Lanes<A>& b) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
+  else
+    return (Lanes<A>)_mm512_permutex2var_pd((__m512d)a, index, (__m512d)b);
 }
 #elif defined(__AVX2__)
 template <>
@@ -204,11 +251,18 @@ DSC_HOST_DEVICE void turn(const float* in, int64_t stride, float (&turned)[8][8]
 }
 #endif
 
+// Of 64 bits: for 16 the compiler takes an instruction that waits for what its register had before.
+DSC_HOST_DEVICE int64_t bit_count(uint64_t bits) { return __builtin_popcountll(bits); }
+
 // Bits of lanes [vector * lanes, (vector + 1) * lanes) of a mask.
 template <typename A>
 DSC_HOST_DEVICE unsigned lane_bits(const uint8_t* mask, int64_t vector) {
   constexpr int lanes = Vector<A>::lanes;
-  if (lanes == 16) return mask[2 * vector] | unsigned(mask[2 * vector + 1]) << 8;
+  if (lanes == 16) {
+    uint16_t bits;
+    memcpy(&bits, mask + 2 * vector, 2);
+    return bits;
+  }
   if (lanes == 8) return mask[vector];
   return mask[vector * lanes / 8] >> vector * lanes % 8 & ((1u << lanes) - 1);
 }
@@ -221,9 +275,11 @@ DSC_HOST_DEVICE void set_lane_bits(uint8_t* mask, int64_t vector, unsigned bits)
     const int64_t shift = vector * lanes % 8;
     uint8_t& byte = mask[vector * lanes / 8];
     byte = static_cast<uint8_t>((shift ? byte : 0) | bits << shift);
+  } else if (lanes == 8) {
+    mask[vector] = static_cast<uint8_t>(bits);
   } else {
-    mask[vector * lanes / 8] = static_cast<uint8_t>(bits);
-    if (lanes == 16) mask[2 * vector + 1] = static_cast<uint8_t>(bits >> 8);
+    const uint16_t both = static_cast<uint16_t>(bits);
+    memcpy(mask + 2 * vector, &both, 2);
   }
 }
 
@@ -247,7 +303,7 @@ struct Packer {
     const unsigned bits = nonzero_lanes<A>(v);
     set_lane_bits<A>(mask, vector, bits);
     compress(bits, v, values);
-    values += __builtin_popcount(bits);
+    values += bit_count(bits);
   }
 };
 
@@ -260,7 +316,7 @@ struct Reader {
   DSC_HOST_DEVICE Lanes<A> next(int64_t vector) {
     const unsigned bits = lane_bits<A>(mask, vector);
     const Lanes<A> v = expand(bits, values);
-    values += __builtin_popcount(bits);
+    values += bit_count(bits);
     return v;
   }
 };
@@ -274,9 +330,43 @@ struct Picker {
   DSC_HOST_DEVICE void add(int64_t vector, const Lanes<A>& v) {
     const unsigned bits = lane_bits<A>(mask, vector);
     compress(bits, v, values);
-    values += __builtin_popcount(bits);
+    values += bit_count(bits);
   }
 };
+
+// sign(x) g, lane by lane.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> with_sign_of(const Lanes<A>& x, const Lanes<A>& g) {
+  using I = typename MaskElement<A>::type;
+  constexpr I sign = I(1) << (8 * sizeof(I) - 1);
+  return (Lanes<A>)((LaneMask<A>)g ^ ((LaneMask<A>)x & sign));
+}
+
+// Moves the values of each pixel from the mask of a reader to that of a picker; where that alone has a bit, 0.
+template <typename A>
+DSC_HOST_DEVICE void move_values(Reader<A>& reader, Picker<A>& picker, int64_t bytes, int64_t pixels, int64_t vectors) {
+  for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes, picker.mask += bytes) {
+#if defined(__AVX512F__)
+    // In one go where there are few.
+    if (bytes == 8) {
+      uint64_t from, to;
+      memcpy(&from, reader.mask, 8);
+      memcpy(&to, picker.mask, 8);
+      const int64_t read = __builtin_popcountll(from), written = __builtin_popcountll(to);
+      if (read <= Vector<A>::lanes && written <= Vector<A>::lanes) {
+        A kept[Vector<A>::lanes];
+        compress(static_cast<unsigned>(_pext_u64(from & to, from)), *reinterpret_cast<const Lanes<A>*>(reader.values),
+                 kept);
+        *reinterpret_cast<Lanes<A>*>(picker.values) = expand(static_cast<unsigned>(_pext_u64(from & to, to)), kept);
+        reader.values += read;
+        picker.values += written;
+        continue;
+      }
+    }
+#endif
+    for (int64_t v = 0; v < vectors; ++v) picker.add(v, reader.next(v));
+  }
+}
 
 }  // namespace DSC_CPU_LEVEL
 }  // namespace dsc::cpu
