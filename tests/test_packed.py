@@ -200,7 +200,10 @@ def check_mean_error(case: Convolution, density: float, dtype: torch.dtype, **ki
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("name", ["in place", "copied", "chunks", "by atoms", "63 atoms", "1-D strides", "strips", "sliding by two", "long rows"])
+@pytest.mark.parametrize(
+    "name",
+    ["in place", "copied", "chunks", "by atoms", "63 atoms", "1-D strides", "strips", "sliding by two", "long rows"],
+)
 def test_float32_is_as_exact_as_eager(name, density, capability):
     check_mean_error(CASES[name], density, torch.float32, x0=True, momentum="fista")
 
