@@ -294,7 +294,9 @@ def test_nan_and_infinity_pass_as_in_eager(ops, dtype):
         torch.testing.assert_close(grad_u, eager_soft_backward(grad, codes, theta)[0], **close)
         for activation in RHO:
             out = ops.shrink(u, theta, activation, one_sided)
-            torch.testing.assert_close(out, eager_shrink(u, theta, activation, one_sided), **close)
+            # Value by value: in a vector of AVX-512 PyTorch's gelu of infinity is NaN, alone it is infinity.
+            plain = torch.cat([eager_shrink(value, theta, activation, one_sided) for value in u.split(1)])
+            torch.testing.assert_close(out, plain, **close)
             # From the second element on: the derivative at NaN is no number's, and eager's differ among themselves.
             grad_u, _ = ops.shrink_backward(grad[1:], u[1:], theta, activation, one_sided)
             expected, _ = eager_shrink_backward(grad[1:], u[1:], theta, activation, one_sided)
