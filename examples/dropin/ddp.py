@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -84,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options)
     finally:
+        gc.collect()  # DistributedDataParallel, whose cycles would keep gloo's threads alive into the interpreter's end
         dist.destroy_process_group()
     return 0
 
