@@ -6,6 +6,9 @@ import datetime
 import os
 import platform
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,21 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "dsc_ops": _library.information(),
     } | ({} if device == "cpu" else {"gpu": gpu(device)})
+
+
+def commit() -> str:
+    """The commit of the checkout, with + where files differ from it; empty where there is no git."""
+    described = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        found = subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
+
+
+def command(program: str, arguments: Sequence[str] | None) -> str:
+    """How a program was called; arguments are those of its main function, None for those of the process."""
+    return " ".join([f"python -m {program}", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def gpu(device: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import dsc_ops
-from benchmarks.machine import machine, write_whole
+from benchmarks.machine import command, commit, machine, write_whole
 from examples.tasks import Task
 from examples.training import Bar, step_of
 
@@ -29,15 +28,6 @@ warnings.filterwarnings("ignore", message="(?s).*only one JsonargparseDeprecatio
 CONFIGS = Path(__file__).parent / "configs"
 RUNS = Path("runs/experiments")
 DESCRIPTION = "Train the networks of the papers; each row of their tables is a file of examples/configs."
-
-
-def commit() -> str:
-    """The commit of the checkout, with + where files differ from it; empty where there is no git."""
-    described = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(described, cwd=CONFIGS, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 class Record(Timer):
@@ -105,7 +95,7 @@ class CLI(LightningCLI):
         """What run.json says about the run from its start."""
         return {
             "row": self.row,
-            "command": " ".join(["python -m examples.train", *sys.argv[1:]]),
+            "command": command("examples.train", None),
             "data": getattr(self.datamodule, "label", type(self.datamodule).__name__),
             "tests": getattr(self.datamodule, "test_labels", []),
             "versions": {library.__name__: library.__version__ for library in (dsc_ops, torch, lightning)},

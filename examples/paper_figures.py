@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.machine import write_whole
 from examples.csc_tables import FAMILIES
 from examples.pictures import BLUE, INK, ORANGE, new_figure
-from examples.report import ACTIVATIONS, CLASSIFIERS, NETWORKS, SEGMENTERS, Results, Run, densities, title
+from examples.report import ACTIVATIONS, CLASSIFIERS, DEEP_ROWS, NETWORKS, SEGMENTERS, Results, Run, densities, title
 
 GREEN, RED = "#2e8b57", "#c0392b"
 COLOURS = dict(zip((*ACTIVATIONS, "lista", ""), (BLUE, ORANGE, GREEN, RED, BLUE), strict=True))
@@ -50,6 +50,13 @@ def classifiers(results: Results, network: str) -> list[str]:
     return [row for row in CLASSIFIERS if row.startswith(network) and {row, f"{row}-l1"} & results.keys()]
 
 
+def sets(results: Results, key: str) -> str:
+    """What the Unet's runs call their training set, "data", or their test sets, "tests": composites are not DUTS."""
+    runs = [run for row in DEEP_ROWS if row.startswith("unet") for run in results.get(row, [])]
+    names = [name for run in runs for name in ([run[key]] if isinstance(run[key], str) else run[key])]
+    return "; ".join(dict.fromkeys(names))
+
+
 def accuracy(results: Results) -> Figure | None:
     networks = [network for network in ("lenet5", "vgg11") if classifiers(results, network)]
     if not networks:
@@ -77,10 +84,10 @@ def bce_and_penalty(results: Results) -> Figure | None:
     rows = [row for row in SEGMENTERS if {row, f"{row}-l1"} & results.keys()]
     if not rows:
         return None
-    figure, axes = new_figure(8, 3, 1, 2)
+    figure, axes = new_figure(8, 3.3, 1, 2)
     for axis, name, label in zip(axes, ("train_loss", "train_l1"), ("BCE", "sum of mean |x| over blocks"), strict=True):
         curves(axis, results, rows, name)
-        axis.set_ylabel(f"{label} in training")
+        axis.set(title=sets(results, "data"), ylabel=f"{label} in training")
     return figure
 
 
@@ -96,7 +103,8 @@ def density(results: Results) -> Figure | None:
             if found:
                 axis.bar(np.arange(len(found)) + 0.38 * place - 0.19, found.values(), 0.36, color=colour, label=label)
                 axis.set_xticks(range(len(found)), list(found), rotation=40, fontsize=7)
-        axis.set(title=title(row), ylabel="density at 1e-6", ylim=(0, 1))
+        where = f"\n{sets(results, 'tests')}" if row == "unet" else ""
+        axis.set(title=title(row) + where, ylabel="density at 1e-6", ylim=(0, 1))
         axis.grid(visible=False, axis="x")
         axis.legend()
     return figure
@@ -144,11 +152,14 @@ FIGURES: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
     "accuracy": (accuracy, "Figure 1: accuracy on the test pictures of CIFAR-10. Bands are the range over seeds."),
     "loss-lenet5": (training_loss("lenet5"), "Figure 2: training loss of LeNet-5, without the penalty's share."),
     "loss-vgg11": (training_loss("vgg11"), "Figure 3: training loss of VGG11, without the penalty's share."),
-    "bce-penalty": (bce_and_penalty, "Figure 5: BCE of the Unet, and the l1 norm that gamma weighs, in training."),
+    "bce-penalty": (
+        bce_and_penalty,
+        "Figure 5: BCE and the l1 norm that gamma weighs, of the Unet in training ({data}).",
+    ),
     "density": (density, "Figure 6: density of each block after training, at alpha 1e-6, averaged over test pictures."),
     "csc-accuracy": (csc_accuracy, "Accuracy of the convolutional sparse coding networks, a panel for each paper."),
 }
-MASKS = "Figure 4: first test pictures, their masks, and the probabilities that the networks give."
+MASKS = "Figure 4: first test pictures ({tests}), their masks, and the probabilities that the networks give."
 
 
 def draw(results: Results, runs: Path, output: Path) -> dict[str, str]:
@@ -160,4 +171,5 @@ def draw(results: Results, runs: Path, output: Path) -> dict[str, str]:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
             write_whole(output / f"{name}.png", buffer.getvalue())
-    return {name: text for name, (_, text) in drawn.items() if (output / f"{name}.png").exists()}
+    places = {key: sets(results, key) for key in ("data", "tests")}
+    return {name: text.format(**places) for name, (_, text) in drawn.items() if (output / f"{name}.png").exists()}

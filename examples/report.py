@@ -207,13 +207,19 @@ def segmentation_table(results: Results) -> str:
     return table(["", "whose", "test set", *SCORES, "trained"], rows)
 
 
+def measured_by(measured: dict[str, Any]) -> str:
+    """The command, commit, versions and machine of a measurement that is not a run."""
+    where = measured["machine"]
+    versions = f"dsc_ops {where['dsc_ops']['version']}, torch {where['dsc_ops']['torch']}"
+    return f"`{measured['command']}`, commit {measured['commit']}, {versions}, {where['processor']}"
+
+
 def throughput_table(output: Path) -> str:
     path = output / "throughput.json"
     if not path.exists():
         return f"{NOT_RUN.capitalize()}: `python -m examples.throughput` measures it.\n"
     measured = json.loads(path.read_text())
-    contenders, where = measured["contenders"], measured["machine"]
-    rows = []
+    contenders, rows = measured["contenders"], []
     for entry in measured["results"]:
         speeds = entry["images_per_second"]
         pairs = (("fused", "plain"), ("fused", "eager"), ("bfloat16", "plain"))
@@ -231,10 +237,9 @@ def throughput_table(output: Path) -> str:
         "density of codes",
     ]
     note = (
-        f"Medians of {measured['repeats']} rounds in which they take turns; threads: {measured['threads']}, "
-        f"{where['processor']}, torch {where['dsc_ops']['torch']}; Unet of width {measured['unet_width']}. Fused and "
-        "eager have a LISTAConv in place of the first block, plain has the paper's, bfloat16 is plain under "
-        "autocast.\n\n"
+        f"Medians of {measured['repeats']} rounds in which they take turns; threads: {measured['threads']}; Unet of "
+        f"width {measured['unet_width']}. Fused and eager have a LISTAConv in place of the first block, plain has the "
+        f"paper's, bfloat16 is plain under autocast. By {measured_by(measured)}.\n\n"
     )
     return note + table(header, rows)
 
@@ -287,7 +292,7 @@ def robust_table(output: Path) -> str:
         f"`{found['row']}` after {found['epochs']} epochs, {found['pictures']} test pictures, accuracies in %; "
         f"without noise {100 * found['clean']:.2f}. The paper's are means over the severities of CIFAR-10-C, which is "
         "other noise. The adapted lambda, which is the paper's point, is better than that of the training at "
-        f"{better} of {len(points)} levels of noise.\n\n"
+        f"{better} of {len(points)} levels of noise. By {measured_by(found)}.\n\n"
     )
     return note + table(header, rows) + "\n![Accuracy against lambda](robust.png)\n"
 

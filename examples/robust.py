@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     require_extras()
+    from benchmarks.machine import command
     from examples.robust_inference import run
 
     commands = parser()
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             commands.error(f"--{name} is {getattr(options, name)}, it takes at least {least}")
     if options.attacks and find_spec("torchattacks") is None:
         sys.exit("--attacks needs torchattacks, not installed here: pip install dsc_ops[robust]")
-    print("Written: " + ", ".join(map(str, run(options))))
+    print("Written: " + ", ".join(map(str, run(options, command("examples.robust", arguments)))))
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from skimage.util import random_noise
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.machine import write_whole
+from benchmarks.machine import commit, machine, write_whole
 from dsc_ops.layers.csc import CSCConv, adapted_lambda, fit_lambda
 from examples.data import cifar
 from examples.pictures import BLUE, INK, new_figure
@@ -171,11 +172,13 @@ def draw(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def run(options: argparse.Namespace) -> list[Path]:
-    """Measure, draw and write; the files."""
+def run(options: argparse.Namespace, command: str) -> list[Path]:
+    """Measure, draw and write; the files. The results say by which command."""
+    start = time.perf_counter()
     model, facts = load(options.run)
     training, test = (batches(options.root, train, options.limit) for train in (True, False))
-    results = {name: facts[name] for name in ("row", "epochs", "commit", "versions", "machine")}
+    results = {"row": facts["row"], "epochs": facts["epochs"]}
+    results |= {"command": command, "commit": commit(), "machine": machine()}
     results |= {"pictures": sum(len(labels) for _, labels in test), "clean": accuracy(model, test), "corruptions": {}}
     print(f"{facts['row']}, clean: {results['clean']:.2%}")
     for name in options.corruptions:
@@ -187,6 +190,7 @@ def run(options: argparse.Namespace) -> list[Path]:
         results["attacks"] = attack(model, training, test, options.levels)
         for name, point in results["attacks"].items():
             print(f"{name}: {point['as_trained']:.2%}, with lambda {point['lambda']:.2f} {point['adapted']:.2%}")
+    results["hours"] = (time.perf_counter() - start) / 3600
     output, png = options.output or options.run, io.BytesIO()
     draw(results).savefig(png, format="png")
     write_whole(output / "robust.json", json.dumps(results, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -119,12 +120,16 @@ def main(arguments: list[str] | None = None) -> int:
     require_extras()
     from tqdm import tqdm
 
-    from benchmarks.machine import machine, write_whole
+    from benchmarks.machine import command, commit, machine, write_whole
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    start = time.perf_counter()
     results = [measure(name, options.repeats) for name in tqdm(options.networks or CASES, unit="network")]
     facts = {
+        "command": command("examples.throughput", arguments),
+        "commit": commit(),
+        "hours": (time.perf_counter() - start) / 3600,
         "contenders": CONTENDERS,
         "results": results,
         "repeats": options.repeats,

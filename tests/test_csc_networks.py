@@ -25,6 +25,7 @@ import torchvision
 import yaml
 from torch import Tensor, nn
 
+from benchmarks.machine import commit
 from benchmarks.timing import torch_threads
 from dsc_ops import functional
 from dsc_ops.layers.csc import CSCConv, reference
@@ -496,6 +497,8 @@ def test_robust_inference_writes_its_results_and_figure(sdnet, root, tmp_path, m
     shown, first = report.robust_table(tmp_path), found["corruptions"]["gaussian"]["points"][0]
     numbers = f"{100 * first['as_trained']:.2f} | {100 * first['adapted']:.2f} | {first['lambda']:.2f}"
     assert f"| gaussian 0.02 | {numbers} | 44.43 | 50.58 | 64.92 |" in shown and "| PGD L2 0.5 |" in shown
+    assert f"By `python -m examples.robust {sdnet} --corruptions gaussian shot --root {root} " in shown
+    assert f", commit {commit()}, dsc_ops " in shown and found["hours"] > 0
     better = sum(p["adapted"] > p["as_trained"] for v in found["corruptions"].values() for p in v["points"])
     assert f"{better} of 4 levels" in shown and "Not run" in report.robust_table(tmp_path / "none")
     # The layer is left with the lambda that it was trained with.

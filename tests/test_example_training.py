@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from PIL import Image
 from torch import nn
 
 import dsc_ops
+from benchmarks.machine import commit
 from benchmarks.timing import torch_threads
-from examples import experiments, report, throughput, train
+from examples import experiments, paper_figures, report, throughput, train
 from examples.cli import CLI, CONFIGS
 from examples.data.cifar import CIFAR10
 from examples.metrics import MaskScores, mask_scores
@@ -516,6 +518,25 @@ def test_the_report_shows_what_was_run_and_says_what_was_not(trained, segmented,
     assert (output / "README.md").read_text() == page
 
 
+def test_every_result_on_composites_is_labelled_so(segmented, tmp_path):
+    run, output = tmp_path / "runs" / "unet-l1" / "seed0", tmp_path / "results"
+    shutil.copytree(segmented, run)
+    facts = json.loads((run / "run.json").read_text())
+    facts |= {"data": "composites, not DUTS-TR", "tests": ["composites, not DUTS-TE", "composites, not DUT-OMRON"]}
+    (run / "run.json").write_text(json.dumps(facts))
+    report.main(["--runs", str(run.parents[1]), "--output", str(output)])
+    page = (output / "README.md").read_text()
+    for line in page.splitlines():
+        if "| ours, seed" in line or "cut at 1/2" in line or line.startswith("| unet-l1 | 0 |"):
+            assert "| composites, not DUT" in line
+    assert page.count("| ours, seed 0 | composites, not") == page.count("cut at 1/2 | ours | composites, not") == 2
+    assert "of the Unet in training (composites, not DUTS-TR)." in page
+    assert "first test pictures (composites, not DUTS-TE; composites, not DUT-OMRON), their masks" in page
+    results = json.loads((output / "unet-l1.json").read_text())
+    for draw in (paper_figures.bce_and_penalty, paper_figures.density):
+        assert "composites, not DUT" in draw({"unet-l1": results}).axes[0].get_title()
+
+
 def test_seeds_are_averaged_and_unfinished_runs_are_named():
     values = (0.5, 0.7)
     made = [{"finished": True, "epochs": 4 - k, "history": {"val_accuracy": [0.1, v]}} for k, v in enumerate(values)]
@@ -567,7 +588,11 @@ def test_throughput_writes_what_the_report_shows(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     assert throughput.main(["lenet5", "--repeats", "1", "--output", str(tmp_path)]) == 0
     assert torch.get_num_threads() == threads
-    assert "| LeNet-5, batch 2, 32 x 32 |" in report.throughput_table(tmp_path)
+    table = report.throughput_table(tmp_path)
+    assert "| LeNet-5, batch 2, 32 x 32 |" in table and f"torch {torch.__version__}, " in table
+    command = f"python -m examples.throughput lenet5 --repeats 1 --output {tmp_path}"
+    assert f"By `{command}`, commit {commit()}, dsc_ops {dsc_ops.__version__}, " in table
+    assert json.loads((tmp_path / "throughput.json").read_text())["hours"] > 0
     with pytest.raises(SystemExit, match="NETWORK is alexnet; it takes some of lenet5"):
         throughput.main(["alexnet"])
 
