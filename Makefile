@@ -15,8 +15,6 @@ installed := $(venv)/installed
 cpp := $(shell find csrc -type f)
 # The torch that the package is built against: one download serves the build and the environment.
 TORCH ?= $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
-# The peer of the benchmark; without it, where it cannot be installed, the benchmark leaves it out.
-PEER := $(shell sed -n 's/^benchmark = \["\(.*\)"\]/\1/p' pyproject.toml)
 
 # The torch versions of the matrix, and a wheel to take in place of a new one.
 TORCHES ?= 2.10.0 2.13.0 2.14.1
@@ -72,7 +70,7 @@ fuzz: $(installed)
 	DSC_OPS_FUZZ_SECONDS=$(FUZZ_SECONDS) DSC_OPS_FUZZ_SEED=$${DSC_OPS_FUZZ_SEED:-$$(date +%s)} \
 		$(python) -m pytest tests/support/test_fuzz.py $(ARGS)
 
-bench: $(installed) $(venv)/peer
+bench: $(installed)
 	$(python) -m benchmarks --device $(DEVICE) $(ARGS)
 
 lint: $(installed)
@@ -109,9 +107,6 @@ $(installed): $(cpp) setup.py pyproject.toml
 	test -x $(python) || $(PYTHON) -m venv $(venv)
 	$(python) -m pip install --editable ".[test,examples,dropin,lint]" "$(TORCH)"
 	@touch $@
-
-$(venv)/peer: $(installed)
-	-$(python) -m pip install "$(PEER)" && touch $@
 
 $(venv)/cuda-tools: $(installed)
 	$(python) -m pip install $(CUDA_TOOLS) && touch $@

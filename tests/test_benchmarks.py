@@ -424,7 +424,7 @@ def test_without_sporco_the_peers_are_two(monkeypatch):
 
 
 def test_sporco_solves_the_same_problem():
-    pytest.importorskip("sporco", reason="the peer needs pip install dsc_ops[benchmark]")
+    pytest.importorskip("sporco", reason="the peer needs pip install dsc_ops[test]")
     task = peers.lasso(24)
     best = task.objective(peers.fista(functional.ista, task, 1000))
     sporco = task.objective(next(peers.sporco_codes(task, 1000)))

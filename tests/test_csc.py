@@ -85,7 +85,7 @@ def test_objective_of_csc_conv_is_fistas_at_any_number_of_steps(one_sided):
 
 def test_csc_conv_reaches_the_objective_of_sporco():
     """sporco's convolution is circular: codes whose atoms leave the picture get an infinite weight."""
-    pytest.importorskip("sporco", reason="it needs pip install dsc_ops[benchmark]", exc_type=ImportError)
+    pytest.importorskip("sporco", reason="it needs pip install dsc_ops[test]", exc_type=ImportError)
     import numpy as np
     from sporco.admm.cbpdn import ConvBPDN
 
