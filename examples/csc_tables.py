@@ -1,4 +1,4 @@
-"""What the papers of the convolutional sparse coding family report on CIFAR-10, and in which order: data of the report.
+"""What the papers of the convolutional sparse coding family report, and in which order: data of the report.
 
 Numbers are accuracies in %, the papers'; None where we know of none.
 """
@@ -104,11 +104,18 @@ FAMILIES = (
             Entry("sdnet18-all-no-shortcut", "SDNet-18, all, no shortcut", 94.89),
             Entry("resnet34", "ResNet-34"),
             Entry("sdnet34", "SDNet-34, stem"),
+            Entry("sdnet34-all", "SDNet-34, all convolutions"),
+            Entry("sdnet34-all-no-shortcut", "SDNet-34, all, no shortcut"),
             Entry("resnet10", "ResNet-10, width 16"),
             Entry("sdnet10", "SDNet-10, width 16, stem"),
         ],
         [["resnet18", "sdnet18", "sdnet18-all", "sdnet18-all-no-shortcut"], ["resnet10", "sdnet10"]],
         "The paper's ablation has 95.34 for the stem. Networks of 10 layers are ours, for CPUs.",
+    ),
+    Family(
+        "SDNet on ImageNet: Dai et al., NeurIPS 2022",
+        [Entry(f"sdnet{layers}-imagenet", f"SDNet-{layers}, stem") for layers in (18, 34)],
+        [],
     ),
 )
 # SDNet: accuracy on CIFAR-10-C over all severities, and under PGD: ResNet-18, SDNet-18, SDNet-18 with adapted lambda.

@@ -311,6 +311,8 @@ def instantiate():
 
 
 EXPECTED = {  # network, learning rate, epochs
+    "sdnet18-imagenet": ("SDNet", 0.1, 100),
+    "sdnet34-imagenet": ("SDNet", 0.1, 100),
     "mlcsc-": ("MLCSCNet", 0.005, 150),
     "mlcsc6": ("MLCSCNet", 0.05, 150),
     "msdcsc-blocks": ("MSDCSCBlocks", 0.05, 150),
@@ -331,7 +333,9 @@ def test_every_config_makes_what_its_name_says(instantiate, shapes_alone):
         assert type(network) is getattr(networks, name), row
         optimizer = made.model.optimizer([nn.Parameter(torch.zeros(1))])
         assert (optimizer.defaults["lr"], optimizer.defaults["momentum"], trainer["max_epochs"]) == (rate, 0.9, epochs)
-        assert (made.model.schedule is cosine) == (name == "SDNet") and made.data.batch_size == 128
+        imagenet = row.endswith("imagenet")
+        assert (made.model.schedule is cosine) == (name == "SDNet" and not imagenet)
+        assert made.data.batch_size == (512 if imagenet else 128)
         if name == "MLCSCNet":
             method = row.removeprefix("mlcsc-").partition("-")[2] if row.startswith("mlcsc-") else ""
             assert network.codes.unfoldings == (digits[0] if row.startswith("mlcsc6") else 6 * (method != "cnn")), row
@@ -349,6 +353,10 @@ def test_every_config_makes_what_its_name_says(instantiate, shapes_alone):
         elif name == "SDNet":
             coded = [isinstance(module, CSCConv) for module in network.modules()]
             assert sum(coded) == (0 if row.startswith("resnet") else 1 if "all" not in row else sum(coded))
+            assert (network.stem.conv.kernel_size == (7, 7)) == (network.fc.out_features == 1000) == imagenet
+            assert [len(network.get_submodule(f"stage{k}")) for k in (1, 2, 3, 4)] == list(
+                networks.sdnet.STAGES[int(row[5:7] if row.startswith("sdnet") else row[6:8])]
+            )
             assert ("all" in row) == (sum(coded) > 1) and ("no-shortcut" in row) == (network.stage1[0].shortcut is None)
     made, trainer = instantiate("cscnet-25")
     assert made.model.network.decoder.shape == (175, 1, 11, 11) and made.data.sigma == pytest.approx(25 / 255)

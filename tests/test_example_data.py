@@ -11,6 +11,7 @@ import sys
 import tarfile
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ import torchvision
 from PIL import Image, ImageDraw
 
 from examples.data import __main__ as command
-from examples.data import cifar, composites, saliency
+from examples.data import cifar, composites, imagenet, saliency
 from examples.data.files import Unavailable
 from examples.data.sampling import Batches
 
@@ -257,6 +258,67 @@ def test_limit_takes_the_first_pictures(original, tmp_path, monkeypatch):
     data.setup()
     assert [len(labels) for _, labels in data.train_dataloader()] == [2]
     assert torch.equal(torch.cat([labels for _, labels in data.test_dataloader()]), original[1][5 * COUNT :][:3])
+
+
+# ------------------------------------------------------------------------------------------------------------- ImageNet
+
+
+def class_folders(root: Path, count: int = 5) -> Path:
+    """Pictures of several sizes in a folder for each of two classes, all of the colour of their class."""
+    for part in ("train", "val"):
+        for label, colour in enumerate(((250, 0, 0), (0, 250, 0))):
+            (root / part / f"n0{label}").mkdir(parents=True)
+            for index in range(count):
+                picture = Image.new("RGB", (40 + 7 * index, 60 - index), colour)
+                ImageDraw.Draw(picture).rectangle((0, 0, 10 + index, 20), fill=(0, 0, 40 * index))
+                picture.save(root / part / f"n0{label}" / f"{index}.png")
+    return root
+
+
+def imagenet_batches(root: Path, epoch: int = 3, rank: int = 0, world_size: int = 1, workers: int = 0, **options):
+    data = imagenet.ImageNet(root, 4, size=32, workers=workers, **options)
+    data.setup()
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+
+def test_imagenet_is_cropped_by_seed_epoch_and_picture_alone(tmp_path):
+    root = class_folders(tmp_path)
+    pictures, labels = imagenet_batches(root)
+    assert pictures.shape == (8, 3, 32, 32) and pictures.dtype == torch.float32
+    means = pictures.mean((2, 3))
+    assert ((means[:, 1] > means[:, 0]) == (labels == 1)).all()
+    again, _ = imagenet_batches(root, workers=1)
+    assert torch.equal(again, pictures)
+    shares = [imagenet_batches(root, rank=rank, world_size=2)[0] for rank in range(2)]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), pictures)
+    for other in (imagenet_batches(root, epoch=4), imagenet_batches(root, seed=1)):
+        assert not torch.equal(other[0], pictures)
+    state = torch.get_rng_state()  # of dropout and the like, which goes on as without augmentation
+    imagenet.Pictures(imagenet.folder(root, "train"), 32, 0, None)[0, torch.arange(3)]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_imagenet_is_scored_on_the_middle_of_its_pictures(tmp_path):
+    data = imagenet.ImageNet(class_folders(tmp_path), 4, size=32, workers=0, limit=7)
+    data.setup()
+    pictures, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    assert labels.tolist() == [0] * 5 + [1] * 2
+    with Image.open(tmp_path / "val" / "n00" / "0.png") as picture:
+        middle = picture.resize((36, 54), Image.Resampling.BILINEAR).crop((2, 11, 34, 43))
+    expected = torch.from_numpy(np.array(middle)).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (imagenet.MEAN, imagenet.STD))
+    assert (pictures[0] * std + mean - expected).abs().max() < 0.01
+    assert torch.equal(pictures, torch.cat([batch for batch, _ in data.val_dataloader()]))
+
+
+def test_missing_imagenet_is_told_in_a_sentence(tmp_path):
+    data = imagenet.ImageNet(tmp_path)
+    with pytest.raises(SystemExit, match="ImageNet is not in .*: put there the folders train and val, in each") as told:
+        data.setup()
+    assert "\n" not in str(told.value)
 
 
 # ------------------------------------------------------------------------------------------------------------- saliency

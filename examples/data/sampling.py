@@ -74,17 +74,18 @@ class Batches(DistributedSampler):
         return -(-mine * self.num_replicas // self.batch_size)
 
 
-def batch_loader(dataset: Dataset, batch_size: int, trainer: lightning.Trainer | None) -> DataLoader:
-    """The batches of this process, made in it without workers, from a dataset whose items are whole batches.
+def batch_loader(dataset: Dataset, batch_size: int, trainer: lightning.Trainer | None, workers: int = 0) -> DataLoader:
+    """The batches of this process, made in it or by workers, from a dataset whose items are whole batches.
 
     Args:
         dataset: takes the items of :class:`Batches`; has a length and ``seed``, the order's seed or None.
         batch_size: of all processes together.
         trainer: knows the processes; None is a single one.
+        workers: processes that make batches, for pictures that are not in memory.
     """
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     sampler = Batches(len(dataset), batch_size, dataset.seed, rank=rank, world_size=world_size)
-    return DataLoader(dataset, batch_size=None, sampler=sampler)
+    return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers)
 
 
 def first_seed(seed: int) -> int:
