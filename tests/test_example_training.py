@@ -401,6 +401,7 @@ def test_each_config_makes_what_its_name_says(row, segmented, monkeypatch):
     assert any(isinstance(module, activation) for module in network.modules())
     optimizer = task.optimizer(network.parameters())
     rate = 0.005 if name == "unet" else 0.1
+    assert optimizer.defaults["weight_decay"] == (0 if name == "unet" else 5e-4)
     assert isinstance(optimizer, torch.optim.Adam if name == "unet" else torch.optim.SGD)
     assert optimizer.defaults.get("momentum", 0) == {"lenet5": 0.9, "vgg11": 0, "unet": 0}[name]
     assert optimizer.defaults["lr"] == rate and cli.trainer.max_epochs == 200
@@ -516,6 +517,19 @@ def test_the_report_shows_what_was_run_and_says_what_was_not(trained, segmented,
     # Without the logs, from the JSON alone: the same page.
     assert report.main(["--runs", str(tmp_path / "none"), "--output", str(output)]) == 0
     assert (output / "README.md").read_text() == page
+
+
+def test_the_committed_page_is_the_report_of_the_committed_json(tmp_path, monkeypatch):
+    """And the rows that the README of the examples shows are those of the page."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
+    results = shutil.copytree(ROOT / "examples" / "results", tmp_path / "results")
+    committed = (results / "README.md").read_text()
+    report.main(["--runs", str(tmp_path / "none"), "--output", str(results)])
+    assert (results / "README.md").read_text() == committed
+    readme = (ROOT / "examples" / "README.md").read_text()
+    shown = [line for part in readme.split("what was run here\n")[1:] for line in part.split("\n## ")[0].splitlines()]
+    rows = [line for line in shown if line.startswith("|")]
+    assert len(rows) > 20 and set(rows) <= set(committed.splitlines())
 
 
 def test_every_result_on_composites_is_labelled_so(segmented, tmp_path):
