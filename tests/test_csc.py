@@ -204,6 +204,10 @@ def test_without_unfoldings_it_is_the_network_of_conv2d_and_relu(method):
     csc.convert(network)
     converted = [layer for layer in network if isinstance(layer, ConvSoftThreshold)]
     torch.testing.assert_close(MLCSC(converted, method)(y), network(y))
+    if method != "layered-thresholding":
+        unfolded = MLCSC(converted, method, 2)(y)
+        torch.testing.assert_close(unfolded, MLCSC(convs, method, 2)(y))
+        assert not torch.allclose(unfolded, network(y))
 
 
 def test_ml_ista_lowers_the_objective_of_the_deepest_code():
@@ -329,6 +333,19 @@ def test_the_tape_is_smaller_than_the_codes_that_are_concatenated():
     flat = torch.zeros(sum(len(layer.bias) for layer in block.layers))
     parts = _dilated.Block(taps, torch.ones(12), flat, flat, flat, [1] * 12, 0, False, True, 1e-5, width=12, first=16)
     assert _dilated.Tape.size(parts, torch.Size([1, 16, 1, 1]), kept=True) == 160  # the codes have 1128 channels in all
+
+
+def test_no_feature_map_is_concatenated():
+    """As the profiler sees it: what is concatenated is smaller than the smallest map, the signal."""
+    block, y = MSDCSCBlock(3, [1, 2, 1], 2), torch.randn(2, 3, 16, 16)
+    norms, found = norms_of(block), []
+    for function in (block, lambda y: msd_csc(block, y, norms)):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            function(y).sum().backward()
+        sizes = [event.cpu_memory_usage for event in profile.events() if event.name == "aten::cat"]
+        found.append(sum(size >= y.nbytes for size in sizes))
+    ours, published = found
+    assert ours == 0 and published == 3 + 2 * 2 * 3  # each layer in each pass; D^T D x and D^T x in an unfolding
 
 
 def test_chunks_of_samples_give_what_the_batch_gives(monkeypatch):
