@@ -317,6 +317,23 @@ def test_opcheck_of_msd_csc(training, keep_tape):
         assert set(opcheck(torch.ops.dsc_ops.msd_csc_backward.default, backward).values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_thresholds_are_learned_or_fixed(learned):
+    """All of a layer's thresholds and nothing else; a fixed one is in the state all the same."""
+    layers = {
+        CSCConv(2, 4, 3, lam=torch.full((4,), 0.1), learn_threshold=learned): ["lam"],
+        MLCSC([nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)], learn_threshold=learned): ["layers.0.theta", "layers.1.theta"],
+        ResCSCBlock(2, 4, learn_threshold=learned): ["norms.0.bias", "norms.1.bias"],
+        MSDCSCBlock(3, [1], learn_threshold=learned): ["layers.0.bias", "layers.0.norm_bias"],
+    }
+    for layer, thresholds in layers.items():
+        for name in thresholds:
+            value = layer.state_dict(keep_vars=True)[name]
+            assert value.shape == (len(value),) and len(value) > 1 and value.requires_grad == learned
+        rest = [p for name, p in layer.named_parameters() if name not in thresholds]
+        assert rest and all(p.requires_grad for p in rest)
+
+
 def test_without_unfoldings_msd_csc_is_the_dense_network():
     """Where batch norm leaves codes as they are: y, then what each layer adds to all before."""
     block = MSDCSCBlock(2, [1, 2, 3], eps=0.0, **FLOAT64).eval()

@@ -21,6 +21,7 @@ class ResCSCBlock(nn.Module):
         stride: of the first layer.
         kind: what of the step is kept, see below.
         scale: c to start from.
+        learn_threshold: whether batch norm's shift, which is minus the threshold of each channel, is learned.
 
     With A_i the analysis and S_i the synthesis of dictionary i (3x3, padding 1), BN_i batch norm and X' the input in
     the result's shape (every stride-th pixel, zeros for further channels),
@@ -48,6 +49,7 @@ class ResCSCBlock(nn.Module):
         *,
         kind: str = "res-csc",
         scale: float = -0.1,
+        learn_threshold: bool = True,
         device=None,
         dtype=None,
     ):
@@ -67,6 +69,8 @@ class ResCSCBlock(nn.Module):
             for channels in (in_channels, code_channels)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(code_channels, **options) for _ in range(2))
+        for norm in self.norms:
+            norm.bias.requires_grad_(bool(learn_threshold))
         self._scale = check.number(name, "scale", scale)
         self.scale = nn.Parameter(torch.empty((), **options)) if kind in ("res-csc", "simplified") else None
         self.reset_parameters()
