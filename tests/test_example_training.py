@@ -324,8 +324,11 @@ def test_two_processes_train_as_one(trained, cifar, tmp_path):
     assert all(torch.allclose(shared[name], alone[name], atol=1e-5) for name in alone)
 
 
-def test_mixed_precision(cifar, tmp_path):
-    train.main(arguments(cifar, tmp_path / "run", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1"))
+def test_mixed_precision_with_the_progress_bar(cifar, tmp_path, capsys):
+    more = ("--trainer.precision=bf16-mixed", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=true")
+    train.main(arguments(cifar, tmp_path / "run", *more))
+    printed = "".join(capsys.readouterr())
+    assert "lenet5-relu-l1, epoch 1/1: 100%" in printed and "loss=" in printed and "val_accuracy=" in printed
     columns = report.history(tmp_path / "run")
     assert all(np.isfinite(values).all() for values in columns.values())
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
