@@ -19,19 +19,29 @@ from dsc_ops import _library
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Where and with what the numbers were measured, and when."""
-    processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
+    named = processor(cpuinfo.read_text()) if cpuinfo.exists() else ""
     return {
-        "processor": processor,
+        "processor": named or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
         "dsc_ops": _library.information(),
     } | ({} if device == "cpu" else {"gpu": gpu(device)})
+
+
+def processor(cpuinfo: str) -> str:
+    """The model name; where that has no number, as in many virtual machines, with the family and model, which tell.
+
+    >>> processor("cpu family\\t: 25\\nmodel\\t\\t: 17\\nmodel name\\t: AMD EPYC")
+    'AMD EPYC, family 25, model 17'
+    """
+    facts = dict(reversed(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*?)\s*$", cpuinfo, re.MULTILINE)))
+    name = facts.get("model name", "")
+    if re.search(r"\d", name) or not {"cpu family", "model"} <= facts.keys():
+        return name
+    return f"{name}, family {facts['cpu family']}, model {facts['model']}"
 
 
 def commit() -> str:
