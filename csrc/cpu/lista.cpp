@@ -2,9 +2,10 @@
 //
 // Codes are packed (core/code_format.h) from the first step to the last, and so are their gradients, which are needed
 // on the support of a code alone. A step has two phases: every unit adds S_D z to its plane; then every unit makes the
-// residual of its part of the signal from the planes that meet there, and the next code from it. Backward runs the
-// same two phases with the gradients. The tape holds x_1 .. x_K, and the residuals where a signal is much smaller than
-// a code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
+// residual of its part of the signal from the planes that meet there, and the next code from it. Backward has one phase
+// a step: every unit makes S_W gu of its part from the planes that meet there, ends step k + 1 with it, and begins step
+// k, which leaves its plane for the next phase. The tape holds x_1 .. x_K, and the residuals where a signal is much
+// smaller than a code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
 //
 // A slice of the batch goes through all steps before the next one starts, so that what lies between the steps takes the
 // memory of a slice, not of the batch, and is still in a cache when it is read.
@@ -80,6 +81,13 @@ struct Problem {
   bool extrapolates(int64_t k) const { return k >= 1 && !momentum.empty() && momentum[k] != 0; }
 };
 
+// Without an instruction for it, which not every processor has, the compiler calls a function.
+int64_t set_bits(uint64_t bits) {
+  bits -= bits >> 1 & 0x5555555555555555;
+  bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333);
+  return static_cast<int64_t>(((bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
+}
+
 // Whether every place lies in the arena of `capacity` values and has as many values as its masks have bits: what memory
 // safety needs of a tape that came from outside.
 template <typename A>
@@ -96,7 +104,7 @@ bool well_formed(const PackedCodes<A>& codes, int64_t capacity, const Plan& plan
         uint64_t bits;
         std::memcpy(&bits, part.masks + p * bytes + 8 * word, 8);
         if (64 * word + 64 > atoms && (bits >> (atoms - 64 * word)) != 0) return false;
-        count += __builtin_popcountll(bits);
+        count += set_bits(bits);
       }
     if (count != place.count) return false;
   }
@@ -268,7 +276,6 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
   Shares<double> theta_shares(count, wanted.theta ? plan.g.code_channels : 0);
 
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
-  const Buffer<A> planes = s.planes();
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.count() * plan.plane_size);
   Buffer<A> negative_dictionary(0);  // only for gradients off a support, and for dense blocks of wide dictionaries
   if (wanted.x0 || plan.patches().by_atoms)
@@ -276,12 +283,17 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
   Buffer<A> weight(0);
   int64_t packed_weight = -1;
 
-  std::vector<Storage<A>> gradients, extrapolated, z_gradients;  // of x_{k+1} and x_k, z_k and z_{k+1}, in turn
-  for (int i = 0; i < 2; ++i) gradients.emplace_back(plan);
-  // Without momentum the gradient of z_k is that of x_k.
+  // Of steps k and k + 1, in turn: S_W gu, the gradients of x_{k+1} and of z_k; z_k itself, which without momentum is
+  // x_k, also of step k + 2, on whose support a gradient still stands.
+  const Buffer<A> planes[2] = {s.planes(), s.planes()};
+  std::vector<Storage<A>> gradients, z_gradients, extrapolated;
   const bool separate = !p.momentum.empty();
+  for (int i = 0; i < 2; ++i) gradients.emplace_back(plan);
   for (int i = 0; i < 2 && separate; ++i) z_gradients.emplace_back(plan);
-  for (int i = 0; i < 2 && separate; ++i) extrapolated.emplace_back(plan);
+  for (int i = 0; i < 3 && separate; ++i) extrapolated.emplace_back(plan);
+  const auto start_of = [&](int64_t k) { return p.extrapolates(k) ? extrapolated[k % 3].codes() : code(k); };  // z_k
+  const auto weight_of_momentum = [&](int64_t k) { return p.extrapolates(k) ? static_cast<A>(p.momentum[k]) : A(0); };
+  const auto grad_u = [&](int64_t k) { return gradients[k % 2].on(code(k + 1)); };
 
   std::atomic<bool> damaged = false;
   int64_t* const first_used = gradients[last % 2].restart();
@@ -292,18 +304,66 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
   });
   STD_TORCH_CHECK(!damaged, "dsc_ops: the tape is not one that lista wrote for these arguments");
 
-  PackedCodes<A> after{};  // the gradient of z_{k+1}, absent where z_{k+1} is x_{k+1}
-  A w_after = 0;
+  // Of step k, from gu on: dW, dtheta, S_W gu.
+  const auto analysis_of = [&](int64_t k, int64_t u, int64_t share, bool recomputed, A* residual) {
+    const Unit& unit = plan.units[u];
+    if (wanted.analysis)
+      make_plane(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(),
+                 recomputed ? code_planes.get() : nullptr, A(-1), residual, static_cast<A*>(nullptr), false);
+    const bool goes_on = k > 0 || p.x0 || wanted.y;
+    A* const plane = goes_on || wanted.analysis ? planes[k % 2].get() + u * plan.plane_size : nullptr;
+    if (plane) std::memset(plane, 0, plan.plane_size * sizeof(A));
+    const int64_t table = unit.group * plan.table_size();
+    return PackedBackwardAnalysis<A>{unit.pixels,
+                                     s.atoms(),
+                                     plan.base.data(),
+                                     plan.patches(),
+                                     s.part(code(k + 1), u),
+                                     s.part(grad_u(k), u),
+                                     residual,
+                                     weight.get() + table,
+                                     wanted.analysis ? analysis_shares.of(share) + table : nullptr,
+                                     wanted.theta ? theta_shares.of(share) + unit.group * s.atoms() : nullptr,
+                                     nullptr,
+                                     plane};
+  };
+  // The rest of step k, when S_W gu is there: dy, dD, the gradient of z_k on its support.
+  const auto synthesis_of = [&](int64_t k, int64_t u, int64_t share, A* plane, int64_t* used) {
+    const Unit& unit = plan.units[u];
+    make_plane(plan, u, static_cast<const A*>(nullptr), planes[k % 2].get(), A(1), plane,
+               wanted.y ? grad_signal.get() : nullptr, true);
+    const int64_t table = unit.group * plan.table_size();
+    const PackedCodes<A> z = start_of(k), grad_z = (separate ? z_gradients[k % 2] : gradients[(k + 1) % 2]).on(z);
+    return PackedBackwardSynthesis<A>{unit.pixels,
+                                      s.atoms(),
+                                      plan.base.data(),
+                                      plan.patches(),
+                                      s.part(z, u),
+                                      s.part(grad_u(k), u),
+                                      plane,
+                                      s.dictionary.get() + table,
+                                      wanted.dictionary ? dictionary_shares.of(share) + table : nullptr,
+                                      negative_dictionary.get() + unit.group * s.width() * plan.g.patch(),
+                                      s.part(grad_z, u),
+                                      used};
+  };
+  // The gradient of x0, everywhere, for no threshold made it: it is z_0, and has the part -w in z_1.
+  const auto add_grad_x0 = [&](int64_t k, int64_t u, const A* plane, char* scratch) {
+    const bool extrapolated = p.iterations > 1 && p.extrapolates(1);
+    if (wanted.x0 && (k == 0 || (k == 1 && extrapolated)))
+      s.analyze_dense(u, plane, negative_dictionary.get(), grad_u(k), k == 0 ? A(1) : -weight_of_momentum(1),
+                      k == 0 && extrapolated, data<T>(wanted.of_x0) + p.code_from(), scratch);
+  };
+
   for (int64_t k = last; k >= 0; --k) {
-    const bool from_zero = k == 0 && !p.x0, goes_on = !from_zero || wanted.y, extrapolates = p.extrapolates(k);
-    const A w = extrapolates ? static_cast<A>(p.momentum[k]) : A(0);
-    const PackedCodes<A> x = code(k), next = code(k + 1), z = extrapolates ? extrapolated[k % 2].codes() : x;
-    const PackedCodes<A> grad_u = gradients[k % 2].on(next);
+    const bool extrapolates = p.extrapolates(k);
+    const PackedCodes<A> z = start_of(k);
     const bool recompute = wanted.analysis && !p.keeps_residuals() && z.masks;
     if (extrapolates || recompute) {
-      int64_t* const used = extrapolates ? extrapolated[k % 2].restart() : nullptr;
+      const A w = weight_of_momentum(k);
+      int64_t* const used = extrapolates ? extrapolated[k % 3].restart() : nullptr;
       s.for_each([&](int64_t u, char* scratch) {
-        if (extrapolates) s.combine(u, 1 + w, x, -w, code(k - 1), nullptr, z, used, scratch);
+        if (extrapolates) s.combine(u, 1 + w, code(k), -w, code(k - 1), nullptr, z, used, scratch);
         if (recompute) s.synthesize(u, z, s.dictionary.get(), code_planes.get(), scratch);
       });
     }
@@ -313,60 +373,37 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
     }
     if (wanted.analysis) analysis_shares.clear();
     if (wanted.theta) theta_shares.clear();
+    int64_t* const used = k < last ? (separate ? z_gradients[(k + 1) % 2] : gradients[k % 2]).restart() : nullptr;
+    int64_t* const moved = k < last && separate ? gradients[k % 2].restart() : nullptr;
     s.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
-      const Unit& unit = plan.units[u];
-      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0);
-      if (wanted.analysis)
-        make_plane(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(),
-                   recompute ? code_planes.get() : nullptr, A(-1), residual.get(), static_cast<A*>(nullptr), false);
-      A* const plane = goes_on || wanted.analysis ? planes.get() + u * plan.plane_size : nullptr;
-      if (plane) std::memset(plane, 0, plan.plane_size * sizeof(A));
-      const int64_t table = unit.group * plan.table_size();
-      s.kernel.packed_backward_analysis(
-          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(next, u), s.part(grad_u, u), residual.get(),
-           weight.get() + table, wanted.analysis ? analysis_shares.of(share) + table : nullptr,
-           wanted.theta ? theta_shares.of(share) + unit.group * s.atoms() : nullptr, nullptr, plane},
-          scratch);
+      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0), plane(k < last ? plan.plane_size : 0);
+      const PackedBackwardAnalysis<A> begin = analysis_of(k, u, share, recompute, residual.get());
+      if (k == last) return s.kernel.packed_backward_analysis(begin, scratch);
+      const PackedBackwardSynthesis<A> end = synthesis_of(k + 1, u, share, plane.get(), used);
+      s.kernel.packed_backward_synthesis(end, scratch);
+      if (separate) {
+        add_grad_x0(k + 1, u, plane.get(), scratch);
+        // z_j = (1 + w) x_j - w x_{j-1}: x_j has its part in z_j and in z_{j+1}.
+        const A w = weight_of_momentum(k + 1), w_after = k + 2 <= last ? weight_of_momentum(k + 2) : A(0);
+        const PackedCodes<A> grad_z = z_gradients[(k + 1) % 2].on(start_of(k + 1));
+        const PackedCodes<A> after = w_after != 0 ? z_gradients[k % 2].on(start_of(k + 2)) : PackedCodes<A>{};
+        s.combine(u, 1 + w, grad_z, -w_after, after, code(k + 1).masks, gradients[k % 2].codes(), moved, scratch);
+      }
+      s.kernel.packed_backward_analysis(begin, scratch);
     });
     if (wanted.analysis)
       add_shares<A>(plan, analysis_shares, s.kernel.lanes, data<A>(wanted.of_analysis) + p.weight_of(k) * weight_size);
     for (int64_t m = 0; wanted.theta && m < plan.g.code_channels; ++m)
       wanted.of_theta[k * plan.g.code_channels + m] += theta_shares.sum(m);
-    if (!goes_on) break;
-    // The gradient of z_k, needed on its support; everywhere for x_0, which no threshold made.
-    const bool everywhere = wanted.x0 && (k == 0 || (k == 1 && extrapolates));
-    const bool on_support = k >= 1 || (p.x0 && wanted.dictionary);
-    Storage<A>& result = separate ? z_gradients[k % 2] : gradients[(k + 1) % 2];
-    const PackedCodes<A> grad_z = result.on(z);
-    int64_t* const used = result.restart();
+  }
+  if (p.x0 || wanted.y) {
+    int64_t* const used = (separate ? z_gradients[0] : gradients[1]).restart();
     s.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
-      const Unit& unit = plan.units[u];
       const Buffer<A> plane(plan.plane_size);
-      make_plane(plan, u, static_cast<const A*>(nullptr), planes.get(), A(1), plane.get(),
-                 wanted.y ? grad_signal.get() : nullptr, true);
-      const int64_t table = unit.group * plan.table_size();
-      if (on_support)
-        s.kernel.packed_backward_synthesis(
-            {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u, u), plane.get(),
-             s.dictionary.get() + table, wanted.dictionary ? dictionary_shares.of(share) + table : nullptr,
-             negative_dictionary.get() + unit.group * s.width() * plan.g.patch(), s.part(grad_z, u), used},
-            scratch);
-      // x_0 is z_0, and has the part -w in z_1.
-      if (everywhere)
-        s.analyze_dense(u, plane.get(), negative_dictionary.get(), grad_u, k == 0 ? A(1) : -w, k == 0 && w_after != 0,
-                        data<T>(wanted.of_x0) + p.code_from(), scratch);
+      const PackedBackwardSynthesis<A> end = synthesis_of(0, u, share, plane.get(), used);
+      if (p.x0 && wanted.dictionary) s.kernel.packed_backward_synthesis(end, scratch);
+      add_grad_x0(0, u, plane.get(), scratch);
     });
-    if (k == 0) break;
-    // z_k = (1 + w) x_k - w x_{k-1}: x_k has its part in z_k and in z_{k+1}.
-    if (separate) {
-      int64_t* const moved = gradients[(k + 1) % 2].restart();
-      const PackedCodes<A> grad_x = gradients[(k + 1) % 2].codes();
-      s.for_each([&](int64_t u, char* scratch) {
-        s.combine(u, 1 + w, grad_z, -w_after, after, x.masks, grad_x, moved, scratch);
-      });
-    }
-    after = extrapolates ? grad_z : PackedCodes<A>{};
-    w_after = w;
   }
   if (wanted.dictionary) add_shares<A>(plan, dictionary_shares, s.kernel.lanes, data<A>(wanted.of_dictionary));
   if (wanted.y) from_compact(plan, grad_signal.get(), data<T>(wanted.of_y) + p.signal_from());

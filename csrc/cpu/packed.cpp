@@ -133,6 +133,20 @@ void Plan::make_units() {
       }
 }
 
+// Calls body(place in the image's planes, place in its compact form) for every value of an image, in squares, so that
+// neither side's cache lines are given up before they are used: one goes along rows of pixels, the other down columns.
+template <typename Body>
+void for_each_value(int64_t channels, int64_t h, int64_t w, const Body& body) {
+  constexpr int64_t side = 8;
+  const int64_t column = h * channels;
+  for (int64_t r = 0; r < column; r += side)
+    for (int64_t x = 0; x < w; x += side)
+      for (int64_t i = r; i < std::min(column, r + side); ++i) {
+        const int64_t row = (i % channels * h + i / channels) * w;
+        for (int64_t j = x; j < std::min(w, x + side); ++j) body(row + j, j * column + i);
+      }
+}
+
 template <typename T>
 void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact) {
   const Geometry& g = plan.g;
@@ -142,10 +156,7 @@ void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact) {
       const int64_t group = i / g.batch, n = i % g.batch;
       const T* const in = signal + (n * g.signal_channels + group * channels) * h * w;
       accumulate_t<T>* const out = compact + i * channels * h * w;
-      for (int64_t row = 0; row < h; ++row)
-        for (int64_t c = 0; c < channels; ++c)
-          for (int64_t column = 0; column < w; ++column)
-            out[(column * h + row) * channels + c] = load(in[(c * h + row) * w + column]);
+      for_each_value(channels, h, w, [&](int64_t plain, int64_t compacted) { out[compacted] = load(in[plain]); });
     }
   });
 }
@@ -159,10 +170,7 @@ void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal) {
       const int64_t group = i / g.batch, n = i % g.batch;
       T* const out = signal + (n * g.signal_channels + group * channels) * h * w;
       const accumulate_t<T>* const in = compact + i * channels * h * w;
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t row = 0; row < h; ++row)
-          for (int64_t column = 0; column < w; ++column)
-            out[(c * h + row) * w + column] = store<T>(in[(column * h + row) * channels + c]);
+      for_each_value(channels, h, w, [&](int64_t plain, int64_t compacted) { out[plain] = store<T>(in[compacted]); });
     }
   });
 }

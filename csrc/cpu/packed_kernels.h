@@ -108,6 +108,16 @@ DSC_HOST_DEVICE int64_t block_size(int64_t pixels, int64_t block) {
   return left < block_pixels ? left : block_pixels;
 }
 
+// Asks for the values of the block after this one while this one is worked on: they begin in another page, where the
+// hardware does not look ahead.
+template <typename A>
+DSC_HOST_DEVICE void prefetch_next(const PackedCodes<A>& codes, int64_t block, int64_t pixels) {
+  if (!codes.places || block + 1 >= block_count(pixels)) return;
+  const char* const values = reinterpret_cast<const char*>(codes.values + codes.places[block + 1].first);
+  const int64_t bytes = codes.places[block + 1].count * sizeof(A);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(values + i, 0, 2);
+}
+
 // Lists the non-zeros of a block pixel by pixel.
 template <typename A>
 DSC_HOST_DEVICE void list_by_pixels(const uint8_t* support, int64_t bytes, int64_t pixels, const Workspace<A>& work) {
@@ -362,13 +372,14 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
   const int64_t bytes = mask_bytes(p.atoms);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t first = block * block_pixels;
+    prefetch_next(p.codes, block, p.pixels);
     if (p.codes.places[block].count == 0) continue;
 #if defined(__AVX512F__)
     if (p.patches.slides) {
-      with_window(
-          p.patches,
-          SlideSums<A>{p.patches, p.base + first, first, block_size(p.pixels, block), p.codes.masks + first * bytes,
-                       bytes, p.codes.values + p.codes.places[block].first, p.table, p.plane, nullptr, nullptr});
+      with_window(p.patches,
+                  SlideSums<A>{p.patches, p.base + first, first, block_size(p.pixels, block),
+                               p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
+                               p.table, p.plane, nullptr, nullptr, nullptr, nullptr});
       continue;
     }
 #endif
@@ -541,7 +552,7 @@ DSC_HOST_DEVICE accumulate_t<T>* analyze_block(const PackedAnalysis<T>& p, int64
   A* out = work.values;
   int64_t t = first;
   if constexpr (tile_vectors == 4)  // with fewer registers it is no faster
-    if (p.atoms == tile_vectors * Vector<A>::lanes && p.patches.size <= taps_per_range) {
+    if (p.atoms == tile_vectors * Vector<A>::lanes) {
       for (; t + tile_pixels <= last; t += tile_pixels)
         out = analyze_tile<tile_vectors, one_sided, nonnegative>(p, start, p.base + t, p.codes.masks + t * bytes, out);
     }
@@ -559,6 +570,7 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   const Workspace<A> work(p.atoms, 1, scratch);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
+    prefetch_next(p.start, block, p.pixels);
     const A* const out = p.one_sided     ? analyze_block<true, false>(p, block, work)
                          : p.nonnegative ? analyze_block<false, true>(p, block, work)
                                          : analyze_block<false, false>(p, block, work);
@@ -759,34 +771,34 @@ struct GradientOfAllAtoms {
   }
 };
 
-// g of the next atoms of a pixel, or sign(x) g.
-template <bool with_sign, typename A>
-DSC_HOST_DEVICE Lanes<A> next_signed(Reader<A>& x, Reader<A>& g, int64_t vector) {
-  const Lanes<A> value = g.next(vector);
-  return with_sign ? with_sign_of<A>(x.next(vector), value) : value;
-}
-
-// sums[atom] += g of the atom in a block, or -sign(x) g: by vectors within it, in double beyond.
-template <bool with_sign, typename A>
-DSC_HOST_DEVICE void add_sums_by_atom(Reader<A> x, Reader<A> g, int64_t bytes, int64_t pixels, int64_t atoms,
-                                      const Workspace<A>& work, double* sums) {
+// sums[atom] += g of the atom in a block, or -sign(x) g where x is given: by vectors within it, in double beyond.
+template <typename A>
+DSC_HOST_DEVICE void add_sums_by_atom(const uint8_t* support, int64_t bytes, int64_t pixels, int64_t count,
+                                      int64_t atoms, const A* x, const A* g, const Workspace<A>& work, double* sums) {
   using V = Lanes<A>;
   constexpr int few = 4;  // vectors that stay in registers
+  if (x) {
+    for (int64_t i = 0; i < count; i += Vector<A>::lanes)
+      *reinterpret_cast<V*>(work.values + i) =
+          with_sign_of<A>(*reinterpret_cast<const V*>(x + i), *reinterpret_cast<const V*>(g + i));
+    g = work.values;
+  }
+  Reader<A> reader{support, g};
   V* const block = reinterpret_cast<V*>(work.rows);
   const int64_t vectors = work.width / Vector<A>::lanes;
   V own[few] = {};
   for (int64_t v = 0; v < vectors; ++v) block[v] = V{};
-  for (int64_t t = 0; t < pixels; ++t, x.mask += bytes, g.mask += bytes) {
+  for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes) {
     if (vectors == few) {
 #pragma GCC unroll 4
-      for (int v = 0; v < few; ++v) own[v] += next_signed<with_sign>(x, g, v);
+      for (int v = 0; v < few; ++v) own[v] += reader.next(v);
     } else {
-      for (int64_t v = 0; v < vectors; ++v) block[v] += next_signed<with_sign>(x, g, v);
+      for (int64_t v = 0; v < vectors; ++v) block[v] += reader.next(v);
     }
   }
   if (vectors == few)
     for (int v = 0; v < few; ++v) block[v] = own[v];
-  for (int64_t m = 0; m < atoms; ++m) sums[m] += with_sign ? -work.rows[m] : work.rows[m];
+  for (int64_t m = 0; m < atoms; ++m) sums[m] += x ? -work.rows[m] : work.rows[m];
 }
 
 template <typename A>
@@ -798,18 +810,30 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
     const int64_t* const base = p.base + first;
+    prefetch_next(p.codes, block, p.pixels);
+    prefetch_next(p.grad, block, p.pixels);
     if (count == 0) continue;
     const uint8_t* const support = p.codes.masks + first * bytes;
     const A* const x = p.codes.values + p.codes.places[block].first;
     const A* const grad = p.grad.values + p.grad.places[block].first;
-    const Reader<A> codes{support, x}, grads{support, grad};
-    if (p.grad_theta) add_sums_by_atom<true>(codes, grads, bytes, pixels, p.atoms, work, p.grad_theta);
-    if (p.grad_bias) add_sums_by_atom<false>(codes, grads, bytes, pixels, p.atoms, work, p.grad_bias);
+    if (p.grad_bias)
+      add_sums_by_atom(support, bytes, pixels, count, p.atoms, static_cast<const A*>(nullptr), grad, work, p.grad_bias);
+#if defined(__AVX512F__)
+    if (p.patches.slides && p.plane && p.gradient) {
+      A* const signed_sums = p.grad_theta ? work.rows : nullptr;
+      for (int64_t m = 0; signed_sums && m < p.atoms; ++m) signed_sums[m] = A(0);
+      with_window(p.patches, SlideSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane,
+                                          p.gradient, p.residual, x, signed_sums});
+      for (int64_t m = 0; signed_sums && m < p.atoms; ++m) p.grad_theta[m] -= signed_sums[m];
+      continue;
+    }
+#endif
+    if (p.grad_theta) add_sums_by_atom(support, bytes, pixels, count, p.atoms, x, grad, work, p.grad_theta);
 #if defined(__AVX512F__)
     if (p.patches.slides) {
       if (p.plane || p.gradient)
         with_window(p.patches, SlideSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane,
-                                            p.gradient, p.residual});
+                                            p.gradient, p.residual, x, nullptr});
       continue;
     }
 #endif
@@ -946,6 +970,8 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
+    prefetch_next(p.codes, block, p.pixels);
+    prefetch_next(p.grad, block, p.pixels);
     if (count > 0) {
       // The gradient of u, moved from the support of the step's result to that of its start; with the dense products
       // where the block takes those.
@@ -964,9 +990,8 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
       const A* const values = p.codes.values + p.codes.places[block].first;
 #if defined(__AVX512F__)
       if (p.patches.slides) {
-        with_window(p.patches,
-                    SlideDots<A>{p.patches, p.base + first, first, pixels, support, bytes, values, work.values, p.table,
-                                 p.gradient, p.plane, reinterpret_cast<A*>(work.atom)});
+        with_window(p.patches, SlideDots<A>{p.patches, p.base + first, first, pixels, support, bytes, values,
+                                            work.values, p.table, p.gradient, p.plane});
         keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
         continue;
       }

@@ -13,8 +13,6 @@ namespace DSC_CPU_LEVEL {
 // Of a patch, at most: windows of a patch, of its sums and of one pixel's sums fill the registers.
 constexpr int64_t window_vectors = 10;
 
-constexpr int64_t dot_pixels = 16;  // whose products with atoms are summed over lanes together
-
 // How a window of `vectors` vectors moves on by a column of `length` values.
 template <typename A>
 struct Slide {
@@ -79,15 +77,6 @@ struct Window {
   }
 };
 
-// result[i] += the sum of the lanes of products[i]; returns the place after the last. There is room for three more.
-template <typename A>
-DSC_HOST_DEVICE A* add_sums(Lanes<A>* products, int64_t count, A* result) {
-  for (int64_t i = count; i % 4 != 0; ++i) products[i] = Lanes<A>{};
-  for (int64_t i = 0; i < count; i += 4)
-    add_four_sums<A>({products[i], products[i + 1], products[i + 2], products[i + 3]}, result + i);
-  return result + count;
-}
-
 // The pixel after those of a block that lie in one row with pixel t; `first` is the block's first pixel.
 DSC_HOST_DEVICE int64_t row_end(const Patches& patches, int64_t first, int64_t t, int64_t pixels) {
   const int64_t left = patches.row - (first + t) % patches.row;
@@ -116,8 +105,20 @@ DSC_HOST_DEVICE void with_window(const Patches& patches, const F& f) {
   }
 }
 
-// plane += the sum over a block's non-zeros of value * atom; gradient of each atom += value * patch of the residual.
-// Plane or gradient may be null.
+// sum += sign(x) g
+template <typename A>
+DSC_HOST_DEVICE void add_signed(A x, A g, A* sum) {
+  using I = typename MaskElement<A>::type;
+  I bits, sign;
+  memcpy(&sign, &x, sizeof(A));
+  memcpy(&bits, &g, sizeof(A));
+  bits ^= sign & (I(1) << (8 * sizeof(I) - 1));
+  memcpy(&g, &bits, sizeof(A));
+  *sum += g;
+}
+
+// plane += the sum over a block's non-zeros of value * atom; gradient of each atom += value * patch of the residual;
+// signed_sums of each atom += sign(code) * value. Plane or gradient may be null; the last is null beside a null.
 template <typename A>
 struct SlideSums {
   const Patches& patches;
@@ -130,25 +131,29 @@ struct SlideSums {
   A* plane;
   A* gradient;
   const A* residual;
+  const A* codes;
+  A* signed_sums;
 
   template <int vectors>
   DSC_HOST_DEVICE void run() const {
     if (!gradient)
-      add<vectors, true, false>();
-    else if (plane)
-      add<vectors, true, true>();
+      add<vectors, true, false, false>();
+    else if (!plane)
+      add<vectors, false, true, false>();
+    else if (!signed_sums)
+      add<vectors, true, true, false>();
     else
-      add<vectors, false, true>();
+      add<vectors, true, true, true>();
   }
 
-  template <int vectors, bool with_sums, bool with_gradient>
+  template <int vectors, bool with_sums, bool with_gradient, bool with_signs>
   __attribute__((noinline)) void add() const {
     using V = Lanes<A>;
     const Slide<A> slide(patches);
     const int64_t columns = patches.segments, step = patches.column, fresh = patches.fresh, mask_size = bytes;
     const A* const atoms = table;  // what is in registers need not be read again after each store
-    A* const gradients = gradient;
-    const A* value = values;
+    A *const gradients = gradient, *const signs = signed_sums;
+    const A *value = values, *code = codes;
     const uint8_t* mask = support;
     for (int64_t t = 0; t < pixels;) {
       const int64_t stop = row_end(patches, first, t, pixels);
@@ -172,6 +177,7 @@ struct SlideSums {
 #pragma GCC unroll 16
               for (int v = 0; v < vectors; ++v) out[v] += scale * patch.v[v];
             }
+            if (with_signs) add_signed(*code++, scale, signs + atom);
           });
 #pragma GCC unroll 16
           for (int v = 0; v < vectors; ++v) sum.v[v] += own[v];
@@ -194,11 +200,10 @@ struct SlideDots {
   const uint8_t* support;
   int64_t bytes;
   const A* values;
-  A* grad;
+  A* grad;  // with room for three more
   const A* table;
   A* gradient;
   const A* plane;
-  A* products;  // room for a vector for each non-zero of dot_pixels pixels, and three more
 
   template <int vectors>
   DSC_HOST_DEVICE void run() const {
@@ -215,30 +220,49 @@ struct SlideDots {
     const A* value = values;
     const uint8_t* mask = support;
     A* result = grad;
-    V* const first_product = reinterpret_cast<V*>(products);
-    V* product = first_product;
     for (int64_t t = 0; t < pixels;) {
       const int64_t stop = row_end(patches, first, t, pixels);
       Window<vectors, A> patch;
       for (int64_t i = 0; i < columns - fresh; ++i) patch.push(slide, plane + base[t] + i * step);
       for (; t < stop; ++t, mask += mask_size) {
         for (int64_t i = columns - fresh; i < columns; ++i) patch.push(slide, plane + base[t] + i * step);
-        for_each_nonzero(mask, mask_size, [&](int64_t atom) {
-          const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
-          V dot = {};
+        for (int64_t b = 0; b < mask_size; b += 8) {
+          uint64_t word;
+          memcpy(&word, mask + b, 8);
+          const auto next = [&](V& dot) {
+            const int64_t atom = 8 * b + __builtin_ctzll(word);
+            word &= word - 1;
+            const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
+            dot = V{};
 #pragma GCC unroll 16
-          for (int v = 0; v < vectors; ++v) dot -= patch.v[v] * row[v];
-          *product++ = dot;
-          if (with_gradient) {
-            V* const out = reinterpret_cast<V*>(gradients) + atom * vectors;
-            const A scale = *value++;
+            for (int v = 0; v < vectors; ++v) dot -= patch.v[v] * row[v];
+            if (with_gradient) {
+              V* const out = reinterpret_cast<V*>(gradients) + atom * vectors;
+              const A scale = *value++;
 #pragma GCC unroll 16
-            for (int v = 0; v < vectors; ++v) out[v] -= scale * patch.v[v];
+              for (int v = 0; v < vectors; ++v) out[v] -= scale * patch.v[v];
+            }
+          };
+          // Four at a time, whose lanes are summed together.
+          int64_t left = __builtin_popcountll(word);
+          for (; left >= 4; left -= 4, result += 4) {
+            V dots[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) next(dots[i]);
+            add_four_sums<A>(dots, result);
           }
-        });
-        if ((t + 1) % dot_pixels == 0 || t + 1 == pixels) {
-          result = add_sums<A>(first_product, product - first_product, result);
-          product = first_product;
+          if (left & 2) {
+            V dots[4] = {};
+            next(dots[0]);
+            next(dots[1]);
+            add_four_sums<A>(dots, result);
+            result += 2;
+          }
+          if (left & 1) {
+            V dot;
+            next(dot);
+            *result++ += sum_of_lanes<A>(dot);
+          }
         }
       }
     }
