@@ -86,7 +86,8 @@ def machine_name(facts: dict[str, Any]) -> str:
     if "gpu" in facts:
         return re.sub(r"[^a-z0-9]+", "-", facts["gpu"]["name"].lower()).strip("-")
     plain = re.sub(r"\((r|tm|c)\)|@.*|\bcpu\b|\bprocessor\b", " ", facts["processor"].lower())
-    parts = [plain, facts["dsc_ops"]["cpu_capability"], str(facts["cores"]), "core" if facts["cores"] == 1 else "cores"]
+    level = facts["dsc_ops"]["cpu_capability"].removesuffix("_bf16")  # which differs for bfloat16 alone
+    parts = [plain, level, str(facts["cores"]), "core" if facts["cores"] == 1 else "cores"]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts)).strip("-")
 
 

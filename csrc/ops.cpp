@@ -102,5 +102,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_capabilities", &dsc::cpu::available_capabilities, "Levels this machine can run, slowest first.");
   module.def("cpu_capability", &dsc::cpu::capability, "The level in use.");
   module.def("set_cpu_capability", &dsc::cpu::set_capability, pybind11::arg("level"),
-             "Use the kernels of one level: default, avx2 or avx512.");
+             "Use the kernels of one level: default, avx2, avx512 or avx512_bf16.");
 }

@@ -11,7 +11,7 @@ def main() -> None:
         prog="python -m dsc_ops",
         description="Print what was built and what was found: versions, the CPU kernels in use, whether the CUDA "
         "kernels are loaded or why not. Send it with every bug report.",
-        epilog="DSC_OPS_CPU_CAPABILITY=default|avx2|avx512 in the environment chooses the CPU kernels.",
+        epilog="DSC_OPS_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16 in the environment chooses the CPU kernels.",
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON, for programs")
     if parser.parse_args().json:

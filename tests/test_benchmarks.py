@@ -714,6 +714,7 @@ def test_a_row_of_a_known_gpu_is_printed_beside_its_prediction():
 def test_a_machine_is_named_by_its_kind():
     facts = {"processor": "Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz", "cores": 1}
     assert machine_name(facts | {"dsc_ops": {"cpu_capability": "avx512"}}) == "intel-xeon-gold-6338-avx512-1-core"
+    assert machine_name(facts | {"dsc_ops": {"cpu_capability": "avx512_bf16"}}) == "intel-xeon-gold-6338-avx512-1-core"
 
 
 @pytest.mark.parametrize(

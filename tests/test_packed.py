@@ -209,11 +209,24 @@ def test_float32_is_as_exact_as_eager(name, density, capability):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["in place", "copied", "by atoms", "65 atoms", "images together"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "in place",
+        "copied",
+        "by atoms",
+        "65 atoms",
+        "images together",
+        "long rows",
+        "sliding by two",
+        "strips of a 1-D signal",
+    ],
+)
 @pytest.mark.parametrize("density", (0.0, 0.1, 1.0))
-def test_half_precision_is_as_exact_as_eager(density, name, dtype, capability):
+@pytest.mark.parametrize("kind", [{}, dict(x0=True, momentum="fista", one_sided=True)], ids=["zero", "start"])
+def test_half_precision_is_as_exact_as_eager(kind, density, name, dtype, capability):
     """Values near the threshold may fall on either side of it: what that does to the mean is eager's error too."""
-    check_mean_error(CASES[name], density, dtype)
+    check_mean_error(CASES[name], density, dtype, **kind)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +280,20 @@ def test_nan_and_infinity_spread_as_in_the_reference(value, name, capability):
     if case.groups > 1:
         rest = slice(case.atoms // case.groups, None)
         torch.testing.assert_close(ours[:, rest], only_one[:, rest])
+
+
+@pytest.mark.parametrize("name", ["copied", "by atoms", "65 atoms", "1-D strides", "strips", "sliding", "long rows"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_spread_in_bfloat16(value, name, capability):
+    """To the same places and no further, where taps are multiplied in pairs and their number is odd, too."""
+    arguments, options = problem(CASES[name], 0.1, 2)
+    arguments["y"][-1, 0].view(-1)[arguments["y"][-1, 0].numel() // 2] = value
+    for iterations in (1, 2):
+        few = arguments | dict(analysis=arguments["analysis"][:iterations], theta=arguments["theta"][:iterations])
+        twin = reference.lista(**few, **options)
+        ours = functional.lista(**{key: tensor.bfloat16() for key, tensor in few.items()}, **options)
+        assert not twin.isfinite().all() and twin.isfinite().any()
+        assert torch.equal(ours.isnan(), twin.isnan()) and torch.equal(ours.isinf(), twin.isinf())
 
 
 def test_nan_in_a_gradient_stays_where_it_belongs(capability):

@@ -129,7 +129,8 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
     using T = decltype(zero);
     const Convolution<T> c(g);
     const auto compact = c.compact(data<const T>(signal));
-    const auto packed_weight = analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
+    const auto packed_weight =
+        analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1), c.plan.patches().in_pairs);
     const auto by_group_theta = c.by_group(data<const T>(thresholds), theta.dim());
     const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
     c.for_each([&](int64_t u, char* scratch) {
@@ -151,7 +152,8 @@ Tensor analysis_cpu(const Tensor& y, const Tensor& weight, const Sizes& stride, 
     using T = decltype(zero);
     const Convolution<T> c(g);
     const auto compact = c.compact(data<const T>(signal));
-    const auto packed_weight = analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
+    const auto packed_weight =
+        analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1), c.plan.patches().in_pairs);
     c.for_each([&](int64_t u, char* scratch) {
       const auto plane = c.plane_of(u, compact);
       c.analyze_dense(u, plane.get(), packed_weight.get(), {}, accumulate_t<T>(1), false, data<T>(codes), scratch);

@@ -12,17 +12,22 @@ struct Level {
   bool available;
 };
 
-// Slowest first. DSC_CPU_LEVELS is 3 where simd_kernels.cpp was compiled for AVX2 and AVX-512 too (x86-64), else 1.
+// Slowest first. DSC_CPU_LEVELS, those of setup.py, are 3 where simd_kernels.cpp was compiled for AVX2 and AVX-512 too
+// (x86-64), else 1.
 const std::vector<Level>& levels() {
+#if DSC_CPU_LEVELS == 3
+  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
+                             __builtin_cpu_supports("f16c");
+#endif
   static const std::vector<Level> all = {
       {"default", &kernels_baseline, true},
 #if DSC_CPU_LEVELS == 3
       {"avx2", &kernels_avx2,
        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
-      {"avx512", &kernels_avx512,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c")},
+      {"avx512", &kernels_avx512, avx512},
+      {"avx512_bf16", &kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")},
 #endif
   };
   return all;

@@ -179,8 +179,10 @@ struct Patches {
   int64_t chunks;
   const int64_t* chunk_vectors;
   bool slides;                 // neighbours share columns, which are the runs, and a window of registers holds a patch
-  int64_t row, column, fresh;  // then: pixels of a row, from column to column, columns that a neighbour has alone
+  int64_t row, column, fresh;  // pixels of a row, from column to column, columns that a neighbour has alone
   bool by_atoms;  // backward goes from atom to atom, since a table and its gradient are too much for the nearest cache
+  bool
+      in_pairs;  // the analysis kernels multiply pairs of taps (bf16_kernels.h); then a run is a column, and they touch
 };
 
 // The packed codes of a unit; values of the whole arena. Absent (masks null) for a zero code.
@@ -210,7 +212,7 @@ struct PackedAnalysis {
   const int64_t* base;
   Patches patches;
   const A* plane;
-  const A* weight;  // packed [range of taps][tile of atoms][tap][atom]
+  const A* weight;  // packed [range of taps][tile of atoms][tap, or pair of taps][atom]
   const A* theta;   // of each atom, and as many more as fill up the last vector
   bool one_sided;
   bool nonnegative;  // all of theta
@@ -307,10 +309,11 @@ struct PackedFromDense {
 template <typename T>
 struct Kernels {
   int64_t lanes;
-  int64_t tile_vectors;    // of atoms in a register tile of packed_analysis, at most
-  int64_t chunk_vectors;   // of a chunk of a table, at most
-  int64_t window_vectors;  // of a patch that slides, at most
-  int64_t taps_per_range;  // taps of a tile's weights that are read again and again from the first-level cache
+  int64_t tile_vectors;     // of atoms in a register tile of packed_analysis, at most
+  int64_t chunk_vectors;    // of a chunk of a table, at most
+  int64_t window_vectors;   // of a patch that slides, at most
+  int64_t taps_per_range;   // taps of a tile's weights that are read again and again from the first-level cache
+  int64_t pairs_per_range;  // the same where the analysis kernels multiply pairs of taps; 0 if they cannot
   void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);
   void (*soft_threshold_backward)(const SoftThresholdBackward<T>&, int64_t begin, int64_t end);
   void (*shrink)(const Shrink<T>&, int64_t begin, int64_t end);
@@ -340,6 +343,7 @@ struct KernelSet {
 extern const KernelSet kernels_baseline;
 extern const KernelSet kernels_avx2;
 extern const KernelSet kernels_avx512;
+extern const KernelSet kernels_avx512_bf16;  // in the object of avx512
 
 // Vectors of the tile of atoms that begins `left` vectors before the end.
 DSC_HOST_DEVICE int64_t tile_vectors_of(int64_t most, int64_t left) {

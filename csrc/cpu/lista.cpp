@@ -177,7 +177,8 @@ void forward(const Problem& p, bool one_sided, T* codes, const std::optional<Tap
   const Plan& plan = s.plan;
   std::vector<Buffer<A>> weights;
   for (int64_t k = 0; k < p.analysis.size(0); ++k)
-    weights.push_back(analysis_weight(plan, data<const T>(p.analysis) + k * p.dictionary.numel(), A(1)));
+    weights.push_back(
+        analysis_weight(plan, data<const T>(p.analysis) + k * p.dictionary.numel(), A(1), plan.patches().in_pairs));
   const Buffer<A> planes = s.planes();
   // Without a tape two codes take turns, or three where momentum looks one further back.
   std::vector<Storage<A>> turns, extrapolated;
@@ -277,9 +278,11 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
 
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.count() * plan.plane_size);
-  Buffer<A> negative_dictionary(0);  // only for gradients off a support, and for dense blocks of wide dictionaries
-  if (wanted.x0 || plan.patches().by_atoms)
-    negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1));
+  // Of gradients off a support, and of dense blocks of wide dictionaries.
+  Buffer<A> negative_dictionary(0), negative_rows(0);
+  const bool in_pairs = plan.patches().in_pairs;
+  if (wanted.x0) negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1), in_pairs);
+  if (plan.patches().by_atoms) negative_rows = analysis_weight(plan, data<const T>(p.dictionary), A(-1), false);
   Buffer<A> weight(0);
   int64_t packed_weight = -1;
 
@@ -343,7 +346,7 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
                                       plane,
                                       s.dictionary.get() + table,
                                       wanted.dictionary ? dictionary_shares.of(share) + table : nullptr,
-                                      negative_dictionary.get() + unit.group * s.width() * plan.g.patch(),
+                                      negative_rows.get() + unit.group * s.width() * plan.g.patch(),
                                       s.part(grad_z, u),
                                       used};
   };

@@ -15,6 +15,13 @@ constexpr int64_t slice_units = 16;
 // A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.
 constexpr int64_t cache_bytes = 28 * 1024;
 
+// Two values of bfloat16, the first one in the lower half.
+template <typename A>
+A pair_of(A first, A second) {
+  return static_cast<A>(bit_cast<float>(static_cast<uint32_t>(store<bfloat16>(static_cast<float>(second)).bits) << 16 |
+                                        store<bfloat16>(static_cast<float>(first)).bits));
+}
+
 // Pixels that are worth a thread's while.
 int64_t pixels_of_unit(const Geometry& g) {
   const int64_t products = g.patch() * g.group_code_channels();
@@ -29,7 +36,8 @@ int64_t images_of_slice(const Geometry& g) {
   return std::max<int64_t>(1, (slice_units + g.groups - 1) / g.groups * images);
 }
 
-Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size)
+Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size,
+           bool pairs)
     : g(geometry) {
   if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
     std::swap(g.signal_h, g.signal_w);
@@ -76,6 +84,12 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
     }
   }
   stride = vectors() * vector;
+  // In pairs where that saves more products than it costs to copy the columns of a row first, 16 values at a time.
+  constexpr int64_t products_per_copy = 192;
+  const int64_t saved = segments * (length / 2) * padded(g.group_code_channels(), vector);
+  const int64_t copies = ((g.code_w - 1) * g.stride_w + g.kernel_w) * ((length + 15) / 16);
+  in_pairs_ = pairs && rows_touch && g.dilation_w == 1 && g.stride_w <= g.kernel_w &&
+              g.code_w * saved >= products_per_copy * copies;
 
   int64_t most_pixels = 0, images = 0;
   for (const Unit& unit : units) {
@@ -176,21 +190,30 @@ void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal) {
 }
 
 template <typename T>
-Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale) {
+Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale, bool in_pairs) {
   using A = accumulate_t<T>;
   const Kernels<T>& k = kernels<T>();
   const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch();
   const int64_t width = padded(atoms, std::max<int64_t>(k.lanes, 8));
   Buffer<A> packed(plan.g.groups * width * patch);
-  A* out = packed.get();
+  const int64_t length = plan.patches().length, pairs = (length + 1) / 2;  // of a run
+  const int64_t taps = in_pairs ? patch / length * pairs : patch;
+  const int64_t range = in_pairs ? k.pairs_per_range : k.taps_per_range;
   for (int64_t group = 0; group < plan.g.groups; ++group) {
     const T* const in = weight + group * atoms * patch;
-    for (int64_t from = 0; from < patch; from += k.taps_per_range)
+    A* out = packed.get() + group * width * patch;
+    const auto value = [&](int64_t m, int64_t j) {
+      return m < atoms ? scale * load(in[m * patch + plan.tap[j]]) : A(0);
+    };
+    const auto pair = [&](int64_t m, int64_t j) {
+      const int64_t i = j % pairs * 2, first = j / pairs * length + i;
+      return pair_of<A>(value(m, first), i + 1 < length ? value(m, first + 1) : A(0));
+    };
+    for (int64_t from = 0; from < taps; from += range)
       for (int64_t first = 0; first < width;) {
         const int64_t tile = tile_vectors_of(k.tile_vectors, (width - first) / k.lanes) * k.lanes;
-        for (int64_t j = from; j < std::min(patch, from + k.taps_per_range); ++j)
-          for (int64_t m = first; m < first + tile; ++m)
-            *out++ = m < atoms ? scale * load(in[m * patch + plan.tap[j]]) : A(0);
+        for (int64_t j = from; j < std::min(taps, from + range); ++j)
+          for (int64_t m = first; m < first + tile; ++m) *out++ = in_pairs ? pair(m, j) : value(m, j);
         first += tile;
       }
   }
@@ -263,10 +286,10 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
     }
 }
 
-#define DSC_INSTANTIATE(T)                                                                  \
-  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                        \
-  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                      \
-  template Buffer<accumulate_t<T>> analysis_weight(const Plan&, const T*, accumulate_t<T>); \
+#define DSC_INSTANTIATE(T)                                                                        \
+  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                              \
+  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                            \
+  template Buffer<accumulate_t<T>> analysis_weight(const Plan&, const T*, accumulate_t<T>, bool); \
   template Buffer<accumulate_t<T>> atom_table(const Plan&, const T*);
 DSC_INSTANTIATE(float)
 DSC_INSTANTIATE(double)

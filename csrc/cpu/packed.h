@@ -25,8 +25,10 @@ struct Unit {
 
 class Plan {
  public:
-  // vector: lanes of the kernels' vectors; chunk_vectors: how many a chunk of a table may have.
-  Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size);
+  // vector: lanes of the kernels' vectors; chunk_vectors: how many a chunk of a table may have;
+  // pairs: whether the analysis kernels can multiply pairs of taps.
+  Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size,
+       bool pairs);
 
   Geometry g;  // a signal of one axis turned so that it lies along h
   std::vector<Unit> units;
@@ -48,7 +50,8 @@ class Plan {
             vector_.data(),  count(chunks_),
             chunks_.data(),  slides_,
             g.code_w,        g.dilation_w * column,
-            g.stride_w,      by_atoms_};
+            g.stride_w,      by_atoms_,
+            in_pairs_};
   }
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Where the unit's pixels begin among all pixels of all groups.
@@ -57,7 +60,7 @@ class Plan {
 
  private:
   std::vector<int64_t> segment_, vector_, chunks_;
-  bool copied_, slides_, by_atoms_;
+  bool copied_, slides_, by_atoms_, in_pairs_;
   void make_units();
 };
 
@@ -70,9 +73,10 @@ void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact);
 template <typename T>
 void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal);
 
-// A weight (M, C/groups, *kernel) as the analysis kernel reads it, and as a table of atoms; all groups.
+// A weight (M, C/groups, *kernel) as the analysis kernels read it, in pairs of taps where they do (scale is 1 or -1),
+// and as a table of atoms; all groups.
 template <typename T>
-Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale);
+Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale, bool in_pairs);
 template <typename T>
 Buffer<accumulate_t<T>> atom_table(const Plan& plan, const T* weight);
 

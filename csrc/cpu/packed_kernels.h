@@ -391,8 +391,17 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
 
 // --- analysis -------------------------------------------------------------------------------------------------------
 
+// What a tap and the weights of a vector of atoms add to a sum. bf16_kernels.h has another, for pairs of taps.
+struct SingleTaps {
+  static constexpr int64_t per_range = taps_per_range;
+  template <typename A>
+  DSC_HOST_DEVICE static void add(Lanes<A>& sum, A tap, const Lanes<A>& weight) {
+    sum += tap * weight;
+  }
+};
+
 // sum[t] += products of pixel t's taps [from, to) with `vectors` vectors of atoms.
-template <int vectors, typename A>
+template <int vectors, typename Taps, typename A>
 DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64_t to, const A* weight,
                                      const A* const* pixel, Lanes<A> (&sum)[tile_pixels][vectors]) {
   using V = Lanes<A>;
@@ -412,14 +421,14 @@ DSC_HOST_DEVICE void multiply_pixels(const Patches& patches, int64_t from, int64
       for (int t = 0; t < tile_pixels; ++t) {
         const A x = tap[t][i];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) sum[t][v] += x * w[v];
+        for (int v = 0; v < vectors; ++v) Taps::template add<A>(sum[t][v], x, w[v]);
       }
     }
   }
 }
 
 // The same with rows of atoms in memory, which are written where the taps are the first.
-template <int vectors, typename A>
+template <int vectors, typename Taps, typename A>
 DSC_HOST_DEVICE void multiply_rows(const Patches& patches, int64_t from, int64_t to, const A* weight,
                                    const A* const* pixel, A* u, int64_t width) {
   using V = Lanes<A>;
@@ -428,31 +437,31 @@ DSC_HOST_DEVICE void multiply_rows(const Patches& patches, int64_t from, int64_t
   if (from > 0)
     for (int t = 0; t < tile_pixels; ++t)
       for (int v = 0; v < vectors; ++v) sum[t][v] = *reinterpret_cast<const V*>(u + t * width + v * lanes);
-  multiply_pixels<vectors>(patches, from, to, weight, pixel, sum);
+  multiply_pixels<vectors, Taps>(patches, from, to, weight, pixel, sum);
   for (int t = 0; t < tile_pixels; ++t)
     for (int v = 0; v < vectors; ++v) *reinterpret_cast<V*>(u + t * width + v * lanes) = sum[t][v];
 }
 
 // work.rows = A_W of up to product_pixels pixels. The weights are packed [range of taps][tile of atoms][tap][atom in
 // the tile].
-template <typename A>
+template <typename Taps, typename A>
 DSC_HOST_DEVICE void multiply_block(const Patches& patches, const A* weight, const A* plane, const int64_t* base,
                                     int64_t pixels, const Workspace<A>& work) {
   constexpr int64_t lanes = Vector<A>::lanes;
   const A* pixel[product_pixels];
   for (int64_t t = 0; t < product_pixels; ++t) pixel[t] = plane + base[t < pixels ? t : 0];
-  for (int64_t from = 0; from < patches.size; from += taps_per_range) {
-    const int64_t to = from + taps_per_range < patches.size ? from + taps_per_range : patches.size;
+  for (int64_t from = 0; from < patches.size; from += Taps::per_range) {
+    const int64_t to = from + Taps::per_range < patches.size ? from + Taps::per_range : patches.size;
     for (int64_t atom = 0; atom < work.width;) {
       const int64_t vectors = tile_vectors_of(tile_vectors, (work.width - atom) / lanes);
       for (int64_t t = 0; t < pixels; t += tile_pixels) {
         A* const u = work.rows + t * work.width + atom;
         if (vectors == 4)
-          multiply_rows<4>(patches, from, to, weight, pixel + t, u, work.width);
+          multiply_rows<4, Taps>(patches, from, to, weight, pixel + t, u, work.width);
         else if (vectors == 2)
-          multiply_rows<2>(patches, from, to, weight, pixel + t, u, work.width);
+          multiply_rows<2, Taps>(patches, from, to, weight, pixel + t, u, work.width);
         else
-          multiply_rows<1>(patches, from, to, weight, pixel + t, u, work.width);
+          multiply_rows<1, Taps>(patches, from, to, weight, pixel + t, u, work.width);
       }
       weight += vectors * lanes * (to - from);
       atom += vectors * lanes;
@@ -466,6 +475,14 @@ DSC_HOST_DEVICE Lanes<accumulate_t<T>> rounded_lanes(Lanes<accumulate_t<T>> v) {
   if constexpr (sizeof(T) != sizeof(A))
     for (int i = 0; i < Vector<A>::lanes; ++i) v[i] = load(store<T>(v[i]));
   return v;
+}
+
+// As Store<bfloat16> in core/scalar.h, of whose branches on a single value the compiler makes no vectors here.
+template <>
+DSC_HOST_DEVICE Lanes<float> rounded_lanes<bfloat16>(Lanes<float> v) {
+  typedef uint32_t Bits __attribute__((vector_size(vector_bytes)));
+  const Bits bits = (Bits)v, rounded = bits + 0x7fffu + (bits >> 16 & 1u), nan = bits | 0x00400000u;
+  return (Lanes<float>)(((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded) & 0xffff0000u);
 }
 
 // rows += the packed values of as many pixels. In a pass of its own: where reading and compressing alternate, a load
@@ -510,7 +527,7 @@ DSC_HOST_DEVICE void keep_values(const Workspace<A>& work, int64_t count, const 
 
 // Packs a tile of pixels straight from the registers, where a row of atoms is one tile wide; returns the place after
 // their values. Not inline, or else what the caller has in registers leaves too few for the sums.
-template <int vectors, bool one_sided, bool nonnegative, typename T>
+template <int vectors, typename Taps, bool one_sided, bool nonnegative, typename T>
 __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>& p, Reader<accumulate_t<T>>& start,
                                                         const int64_t* base, uint8_t* mask, accumulate_t<T>* out) {
   using A = accumulate_t<T>;
@@ -528,7 +545,7 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
   const A* pixel[tile_pixels];
 #pragma GCC unroll 8
   for (int t = 0; t < tile_pixels; ++t) pixel[t] = p.plane + base[t];
-  multiply_pixels<vectors>(p.patches, 0, p.patches.size, p.weight, pixel, sum);
+  multiply_pixels<vectors, Taps>(p.patches, 0, p.patches.size, p.weight, pixel, sum);
   const V* const theta = reinterpret_cast<const V*>(p.theta);
 #pragma GCC unroll 8
   for (int t = 0; t < tile_pixels; ++t, mask += bytes) {
@@ -542,7 +559,7 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
   return out;
 }
 
-template <bool one_sided, bool nonnegative, typename T>
+template <typename Taps, bool one_sided, bool nonnegative, typename T>
 DSC_HOST_DEVICE accumulate_t<T>* analyze_block(const PackedAnalysis<T>& p, int64_t block,
                                                const Workspace<accumulate_t<T>>& work) {
   using A = accumulate_t<T>;
@@ -554,26 +571,27 @@ DSC_HOST_DEVICE accumulate_t<T>* analyze_block(const PackedAnalysis<T>& p, int64
   if constexpr (tile_vectors == 4)  // with fewer registers it is no faster
     if (p.atoms == tile_vectors * Vector<A>::lanes) {
       for (; t + tile_pixels <= last; t += tile_pixels)
-        out = analyze_tile<tile_vectors, one_sided, nonnegative>(p, start, p.base + t, p.codes.masks + t * bytes, out);
+        out = analyze_tile<tile_vectors, Taps, one_sided, nonnegative>(p, start, p.base + t, p.codes.masks + t * bytes,
+                                                                       out);
     }
   for (; t < last; t += product_pixels) {
     const int64_t pixels = last - t < product_pixels ? last - t : product_pixels;
-    multiply_block(p.patches, p.weight, p.plane, p.base + t, pixels, work);
+    multiply_block<Taps>(p.patches, p.weight, p.plane, p.base + t, pixels, work);
     if (start.mask) add_codes(start, bytes, pixels, work);
     out = pack_rows<one_sided, nonnegative>(p, p.codes.masks + t * bytes, pixels, work, out);
   }
   return out;
 }
 
-template <typename T>
+template <typename T, typename Taps = SingleTaps>
 void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   const Workspace<A> work(p.atoms, 1, scratch);
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     prefetch_next(p.start, block, p.pixels);
-    const A* const out = p.one_sided     ? analyze_block<true, false>(p, block, work)
-                         : p.nonnegative ? analyze_block<false, true>(p, block, work)
-                                         : analyze_block<false, false>(p, block, work);
+    const A* const out = p.one_sided     ? analyze_block<Taps, true, false>(p, block, work)
+                         : p.nonnegative ? analyze_block<Taps, false, true>(p, block, work)
+                                         : analyze_block<Taps, false, false>(p, block, work);
     keep_values(work, out - work.values, p.codes, block, p.used);
   }
 }
@@ -621,7 +639,7 @@ DSC_HOST_DEVICE void threshold_rows(const A* bias, const A* theta, int64_t pixel
 }
 
 // The same as a dense code.
-template <typename T>
+template <typename T, typename Taps = SingleTaps>
 void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   const Workspace<A> work(p.atoms, 1, scratch);
@@ -629,7 +647,7 @@ void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
   Reader<A> start{p.start.masks, nullptr};
   for (int64_t t = 0; t < p.pixels; t += product_pixels) {
     const int64_t pixels = p.pixels - t < product_pixels ? p.pixels - t : product_pixels;
-    multiply_block(p.patches, p.weight, p.plane, p.base + t, pixels, work);
+    multiply_block<Taps>(p.patches, p.weight, p.plane, p.base + t, pixels, work);
     if (start.mask) {
       if (t % block_pixels == 0) start.values = p.start.values + p.start.places[t / block_pixels].first;
       add_codes(start, bytes, pixels, work);
@@ -981,7 +999,7 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
       if (!dense) move_values(reader, picker, bytes, pixels, work.width / Vector<A>::lanes);
       for (int64_t from = 0; dense && from < pixels; from += product_pixels) {
         const int64_t part = pixels - from < product_pixels ? pixels - from : product_pixels;
-        multiply_block(p.patches, p.weight, p.plane, p.base + first + from, part, work);
+        multiply_block<SingleTaps>(p.patches, p.weight, p.plane, p.base + first + from, part, work);
         const Lanes<A>* row = reinterpret_cast<const Lanes<A>*>(work.rows);
         for (int64_t t = 0; t < part; ++t, reader.mask += bytes, picker.mask += bytes)
           for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row) picker.add(v, reader.next(v) + *row);

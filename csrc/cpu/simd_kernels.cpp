@@ -5,6 +5,9 @@
 #define DSC_CONCAT_(a, b) a##b
 #define DSC_CONCAT(a, b) DSC_CONCAT_(a, b)
 
+#if defined(__AVX512F__)
+#include "bf16_kernels.h"
+#endif
 #include "norm_kernels.h"
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
@@ -21,6 +24,7 @@ constexpr Kernels<T> make_kernels() {
           chunk_vectors,
           window_vectors,
           taps_per_range,
+          0,
           soft_threshold_tasks<T>,
           soft_threshold_backward_tasks<T>,
           shrink_tasks<T>,
@@ -45,5 +49,16 @@ constexpr Kernels<T> make_kernels() {
 constexpr KernelSet DSC_CONCAT(kernels_, DSC_CPU_LEVEL) = {
     DSC_CPU_LEVEL::make_kernels<float>(), DSC_CPU_LEVEL::make_kernels<double>(),
     DSC_CPU_LEVEL::make_kernels<bfloat16>(), DSC_CPU_LEVEL::make_kernels<float16>()};
+
+#if defined(__AVX512F__)
+constexpr KernelSet kernels_avx512_bf16 = [] {
+  KernelSet set = DSC_CONCAT(kernels_, DSC_CPU_LEVEL);
+  set.bf16.pairs_per_range = DSC_CPU_LEVEL::PairsOfTaps::per_range;
+  set.bf16.workspace_size = DSC_CPU_LEVEL::workspace_size_with_pairs;
+  set.bf16.packed_analysis = DSC_CPU_LEVEL::packed_analysis_in_pairs;
+  set.bf16.dense_analysis = DSC_CPU_LEVEL::dense_analysis_in_pairs;
+  return set;
+}();
+#endif
 
 }  // namespace dsc::cpu

@@ -20,6 +20,7 @@ struct Slide {
   __m512i index;
   bool far;                      // by more than a vector
   int64_t rest;                  // lanes of the last vector that are the patch's, from 1 to all
+  unsigned whole;                // those lanes
   unsigned last, after, beyond;  // lanes of the next column in the last vector, the one after it, the one beyond that
   unsigned own, own_next;        // lanes of the first column, in the first and the second vector
 
@@ -27,6 +28,7 @@ struct Slide {
       : index(lanes_from<A>(p.length % lanes)),
         far(p.length >= lanes),
         rest(p.size - (p.vectors - 1) * lanes),
+        whole(between(0, rest)),
         last(between(rest, rest + p.length)),
         after(between(0, rest + p.length - lanes)),
         beyond(between(0, rest + p.length - 2 * lanes)),
@@ -179,6 +181,7 @@ struct SlideSums {
             }
             if (with_signs) add_signed(*code++, scale, signs + atom);
           });
+          own[vectors - 1] = only_lanes<A>(slide.whole, own[vectors - 1]);  // NaN times zero is none of the next column
 #pragma GCC unroll 16
           for (int v = 0; v < vectors; ++v) sum.v[v] += own[v];
         }

@@ -87,7 +87,8 @@ struct Units {
   Plan plan;
 
   explicit Units(const Geometry& geometry)
-      : plan(geometry, kernel.lanes, kernel.chunk_vectors, kernel.window_vectors, sizeof(A)) {}
+      : plan(geometry, kernel.lanes, kernel.chunk_vectors, kernel.window_vectors, sizeof(A),
+             kernel.pairs_per_range > 0) {}
 
   int64_t count() const { return static_cast<int64_t>(plan.units.size()); }
   int64_t atoms() const { return plan.g.group_code_channels(); }

@@ -169,6 +169,14 @@ DSC_HOST_DEVICE Lanes<A> load_lanes(const Lanes<A>& other, unsigned mask, const 
   else
     return (Lanes<A>)_mm512_mask_loadu_pd((__m512d)other, static_cast<__mmask8>(mask), in);
 }
+// v in the lanes of the mask, 0 in the others, whatever v is.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> only_lanes(unsigned mask, const Lanes<A>& v) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_maskz_mov_ps(static_cast<__mmask16>(mask), (__m512)v);
+  else
+    return (Lanes<A>)_mm512_maskz_mov_pd(static_cast<__mmask8>(mask), (__m512d)v);
+}
 template <typename A>
 DSC_HOST_DEVICE void store_lanes(unsigned mask, const Lanes<A>& v, A* out) {
   if constexpr (sizeof(A) == 4)

@@ -60,7 +60,7 @@ def test_a_poor_machine(expected, tmp_path):
 
 
 @pytest.mark.supports("faults", "kernels that the machine cannot run are refused by name, with those that it can")
-@pytest.mark.parametrize("level", ["avx512", "AVX2", "sse", "../x", "\N{GREEK SMALL LETTER LAMDA}"])
+@pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "AVX2", "sse", "../x", "\N{GREEK SMALL LETTER LAMDA}"])
 def test_kernels_that_the_machine_cannot_run(level):
     if level in _C.cpu_capabilities():
         pytest.skip(f"this machine has {level}")
