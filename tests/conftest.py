@@ -23,6 +23,11 @@ def pytest_addoption(parser) -> None:
         help="run tests/test_gpu.py on this device: cuda needs a GPU and the CUDA kernels, ends with exit status "
         f"{gpu_results.NO_GPU} without them, and writes tests/results/GPU.json; cpu tries the tests themselves",
     )
+    parser.addoption(
+        "--best-level",
+        action="store_true",
+        help="of the tests that run with every instruction set level of the CPU only those with the best",
+    )
 
 
 def pytest_configure(config) -> None:
@@ -34,6 +39,18 @@ def pytest_configure(config) -> None:
     os.environ["DSC_OPS_TEST_DEVICE"] = device  # read where test_gpu.py is imported
     if device == "cuda" and (obstacle := gpu_results.obstacle(torch.cuda.is_available(), dsc_ops._library.cuda_reason)):
         pytest.exit(f"the tests on a GPU cannot run here: {obstacle}", returncode=gpu_results.NO_GPU)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if config.getoption("--best-level"):
+        best = _C.cpu_capabilities()[-1]
+        left_out = [item for item in items if _level(item) not in (None, best)]
+        items[:] = [item for item in items if _level(item) in (None, best)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _level(item) -> str | None:
+    return item.callspec.params.get("capability") if hasattr(item, "callspec") else None
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which shares the tests out to processes

@@ -485,6 +485,18 @@ DSC_HOST_DEVICE Lanes<float> rounded_lanes<bfloat16>(Lanes<float> v) {
   return (Lanes<float>)(((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded) & 0xffff0000u);
 }
 
+#if defined(__AVX512F__)
+template <>
+DSC_HOST_DEVICE Lanes<float> rounded_lanes<float16>(Lanes<float> v) {
+  return (Lanes<float>)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__F16C__)
+template <>
+DSC_HOST_DEVICE Lanes<float> rounded_lanes<float16>(Lanes<float> v) {
+  return (Lanes<float>)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#endif
+
 // rows += the packed values of as many pixels. In a pass of its own: where reading and compressing alternate, a load
 // has to wait until the address of the store before it is known, which takes twice as long.
 template <typename A>

@@ -185,6 +185,17 @@ DSC_HOST_DEVICE void store_lanes(unsigned mask, const Lanes<A>& v, A* out) {
     _mm512_mask_storeu_pd(out, static_cast<__mmask8>(mask), (__m512d)v);
 }
 
+// The lanes of the bits `from` of v in those of `to`, in order; 0 in the others.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> move_lanes(unsigned from, const Lanes<A>& v, unsigned to) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_maskz_expand_ps(static_cast<__mmask16>(to),
+                                            _mm512_maskz_compress_ps(static_cast<__mmask16>(from), (__m512)v));
+  else
+    return (Lanes<A>)_mm512_maskz_expand_pd(static_cast<__mmask8>(to),
+                                            _mm512_maskz_compress_pd(static_cast<__mmask8>(from), (__m512d)v));
+}
+
 // Lanes [from, from + lanes) of a and b side by side, and the index that tells join_lanes so.
 template <typename A>
 DSC_HOST_DEVICE __m512i lanes_from(int64_t from) {
@@ -362,10 +373,9 @@ DSC_HOST_DEVICE void move_values(Reader<A>& reader, Picker<A>& picker, int64_t b
       memcpy(&to, picker.mask, 8);
       const int64_t read = __builtin_popcountll(from), written = __builtin_popcountll(to);
       if (read <= Vector<A>::lanes && written <= Vector<A>::lanes) {
-        A kept[Vector<A>::lanes];
-        compress(static_cast<unsigned>(_pext_u64(from & to, from)), *reinterpret_cast<const Lanes<A>*>(reader.values),
-                 kept);
-        *reinterpret_cast<Lanes<A>*>(picker.values) = expand(static_cast<unsigned>(_pext_u64(from & to, to)), kept);
+        *reinterpret_cast<Lanes<A>*>(picker.values) = move_lanes<A>(static_cast<unsigned>(_pext_u64(from & to, from)),
+                                                                    *reinterpret_cast<const Lanes<A>*>(reader.values),
+                                                                    static_cast<unsigned>(_pext_u64(from & to, to)));
         reader.values += read;
         picker.values += written;
         continue;
