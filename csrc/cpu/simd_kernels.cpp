@@ -5,6 +5,7 @@
 #define DSC_CONCAT_(a, b) a##b
 #define DSC_CONCAT(a, b) DSC_CONCAT_(a, b)
 
+#include "dilated_kernels.h"
 #include "norm_kernels.h"
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
@@ -27,8 +28,12 @@ constexpr Kernels<T> make_kernels() {
           shrink_backward_tasks<T>,
           l1_norm_tasks<T>,
           l1_norm_backward_range<T>,
-          moments_of_channels<T>,
+          norm_relu_channels<T>,
           norm_relu_backward_channels<T>,
+          dilated_convolution_scratch<T>,
+          dilated_convolution<T>,
+          dilated_correlation_scratch<T>,
+          dilated_correlation<T>,
           workspace_size<accumulate_t<T>>,
           packed_synthesis<accumulate_t<T>>,
           packed_analysis<T>,
