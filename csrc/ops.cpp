@@ -59,6 +59,9 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 
+  // Asks for large pages for memory that is about to be written for the first time, where the system gives them.
+  library.def("use_large_pages(Tensor memory) -> ()");
+
   // A block of MSD-CSC, on slices of channels. F is weight (w, C, 3, 3), of some dilation, with as much padding:
   // out = base + F x, or F^T x if transposed; base may be out. And sum of z[o, p] x[c, p + dilation t], the gradient
   // of F, (w, C, 3, 3) in float32 (float64).

@@ -190,6 +190,11 @@ _differentiate("l1_norm", _l1_norm_backward, _l1_norm_setup)
 # --- the passes of the MSD-CSC block, which has the autograd of all ---------------------------------------------------
 
 
+@torch.library.register_fake("dsc_ops::use_large_pages")
+def _(memory):
+    return None
+
+
 @torch.library.register_fake("dsc_ops::dilated_convolution_")
 def _(out, x, weight, dilation, transposed, base):
     return None

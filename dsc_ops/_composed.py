@@ -208,6 +208,10 @@ def _sum(x: Tensor) -> Tensor:
     return x.flatten(2).sum(-1).sum(0)
 
 
+def use_large_pages(memory: Tensor) -> None:
+    """A GPU has none other."""
+
+
 # Values of the shifted channels at a time: enough to fill a GPU.
 SHIFTED = 2**26
 

@@ -126,6 +126,7 @@ def register(library: torch.library.Library, device: str = "CUDA", **options) ->
         _composed.analysis,
         _composed.synthesis,
         _composed.correlation,
+        _composed.use_large_pages,
         _composed.dilated_convolution_,
         _composed.dilated_correlation,
         _composed.norm_relu_,

@@ -325,9 +325,9 @@ def test_without_unfoldings_msd_csc_is_the_dense_network():
 
 def test_the_tape_is_smaller_than_the_codes_that_are_concatenated():
     block = MSDCSCBlock(12, [1] * 12, in_channels=16)
-    filters = [layer.dictionary for layer in block.layers]
+    atoms = [layer.dictionary for layer in block.layers]
     flat = torch.zeros(sum(len(layer.bias) for layer in block.layers))
-    parts = _dilated.Block(filters, torch.ones(12), flat, flat, flat, [1] * 12, 0, False, True, 1e-5, width=12, first=16)
+    parts = _dilated.Block(atoms, torch.ones(12), flat, flat, flat, [1] * 12, 0, False, True, 1e-5, width=12, first=16)
     assert _dilated.Tape.size(parts, torch.Size([1, 16, 1, 1]), kept=True) == 160  # the codes have 1128 channels in all
 
 

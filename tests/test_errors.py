@@ -571,6 +571,7 @@ CALLS = [
     ("shrink_backward", x, x, theta, "elu", False),
     ("l1_norm", x, 1e-6),
     ("l1_norm_backward", theta.sum(), x),
+    ("use_large_pages", y),
     ("dilated_convolution_", x2, y2, randn(6, 4, 3, 3), 2, False, None),
     ("dilated_convolution_", y2, x2, randn(6, 4, 3, 3), 1, True, randn(2, 4, 6, 5)),
     ("dilated_correlation", y2, x2, 2),

@@ -44,6 +44,7 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
         ],
         "l1_norm": [(x, 1e-6), (last, 0.0)],
         "l1_norm_backward": [(torch.tensor(2.0, requires_grad=True), x.detach()), (torch.tensor(1.0), last.detach())],
+        "use_large_pages": [(torch.randn(3),)],
         "dilated_convolution_": [
             (torch.randn(2, 6, 5, 6), planes, torch.randn(6, 4, 3, 3), 2, False, None),
             (torch.randn(2, 4, 5, 6), torch.randn(2, 6, 5, 6), torch.randn(6, 4, 3, 3), 1, True, planes),

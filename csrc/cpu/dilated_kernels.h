@@ -25,7 +25,7 @@ constexpr int64_t dilated_vectors = 2;
 constexpr int64_t dilated_sources = 1;
 #endif
 constexpr int64_t dilated_outputs = 6;
-constexpr int64_t dilated_channels = 8;  // whose copies are multiplied at a time
+constexpr int64_t dilated_channels = 12;  // whose copies are multiplied at a time
 
 // Copies of a strip of a plane, at one instruction set level.
 template <typename A>
@@ -77,23 +77,45 @@ struct ShiftedColumns {
     const int64_t to = first + d.rows + reach < d.height ? first + d.rows + reach : d.height;
     const int64_t count = (to - from) * d.length, at = (from - first + reach) * d.length;
     const T* const source = plane + from * d.length;
+    const int64_t vectors = padded(count, lanes) / lanes;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == sizeof(A)) {
+      // Masked loads read nothing but the plane.
+      const int64_t whole = count / lanes;
+      const unsigned rest = (1u << (count - whole * lanes)) - 1;
+      for (int column = 0; column < 3; ++column) {
+        A* const to_copy = copies + column * copy + at;
+        const int64_t side = d.backward ? 2 - column : column;
+        const T* const read = source + (side - 1) * d.column_reach();
+        const Mask* const mask = masks_of(side);
+        const auto move = [=](int64_t v, unsigned lanes_there) {
+          const unsigned bits = side == 1 ? lanes_there : lanes_there & nonzero_lanes<A>((Lanes<A>)mask[v]);
+          vector_at(to_copy + v * lanes) = load_lanes<A>(Lanes<A>{}, bits, read + v * lanes);
+        };
+        for (int64_t v = 0; v < whole; ++v) move(v, ~0u);
+        if (rest) move(whole, rest);
+      }
+      return;
+    }
+#endif
     A* const middle = line + guard;
     for (int64_t i = 0; i < count; ++i) middle[i] = load(source[i]);
-    const int64_t vectors = padded(count, lanes) / lanes, all = line_vectors();
     for (int column = 0; column < 3; ++column) {
-      const int64_t side = d.backward ? 2 - column : column;
       A* const to_copy = copies + column * copy + at;
+      const int64_t side = d.backward ? 2 - column : column;
       const A* const read = middle + (side - 1) * d.column_reach();
-      const Mask* const mask = masks + (side == 0 ? 0 : all);
-      // The last vector may have too much, which the next one, of zeros, takes back.
+      const Mask* const mask = masks_of(side);
       if (side == 1)
         for (int64_t v = 0; v < vectors; ++v) vector_at(to_copy + v * lanes) = vector_at(read + v * lanes);
       else
         for (int64_t v = 0; v < vectors; ++v)
           vector_at(to_copy + v * lanes) = (Lanes<A>)((Mask)vector_at(read + v * lanes) & mask[v]);
-      vector_at(to_copy + count) = Lanes<A>{};
+      vector_at(to_copy + count) = Lanes<A>{};  // the last vector had too much
     }
   }
+
+  // Of the column that is read on the left (0) or on the right (2) of a pixel: where there is one.
+  DSC_HOST_DEVICE const Mask* masks_of(int64_t side) const { return masks + (side == 0 ? 0 : line_vectors()); }
 
   // Where the row of a kernel begins in a copy.
   DSC_HOST_DEVICE int64_t row(int64_t tap) const { return (d.backward ? 2 - tap : tap) * halo; }
@@ -102,8 +124,7 @@ struct ShiftedColumns {
   DSC_HOST_DEVICE static const Lanes<A>& vector_at(const A* p) { return *reinterpret_cast<const Lanes<A>*>(p); }
 };
 
-// --- convolution
-// ------------------------------------------------------------------------------------------------------
+// --- convolution -----------------------------------------------------------------------------------------------------
 
 template <typename A>
 struct DilatedTile {
@@ -169,6 +190,11 @@ int64_t dilated_convolution_scratch(const DilatedConvolution<T>& p) {
          (dilated_channels * 3 * columns.copy + p.group() * columns.padded_pixels) * static_cast<int64_t>(sizeof(A));
 }
 
+template <typename T>
+DSC_HOST_DEVICE void prefetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
+}
+
 // Tasks: images x strips x groups of outputs.
 template <typename T>
 void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t end, char* scratch) {
@@ -189,6 +215,10 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
       before = strip;
     }
     if (p.inputs == 0) memset(sums, 0, outputs * columns.padded_pixels * sizeof(A));
+    const int64_t plane = d.height * d.length, from = strip * columns.pixels;
+    const int64_t pixels = columns.pixels < plane - from ? columns.pixels : plane - from;
+    const T* const base = p.base.values ? p.base.plane(image, first_output) + from : nullptr;
+    T* const out = p.out + image * p.out_stride + first_output * plane + from;
     for (int64_t c = 0; c < p.inputs; c += dilated_channels) {
       const int64_t channels = c + dilated_channels < p.inputs ? dilated_channels : p.inputs - c;
       for (int64_t i = 0; i < channels; ++i)
@@ -196,6 +226,9 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
       for (int64_t pixel = 0; pixel < columns.padded_pixels;) {
         const int64_t left = (columns.padded_pixels - pixel) / lanes;
         const int64_t vectors = tile_vectors_of(dilated_vectors, left);
+        // What is copied next comes from further away.
+        for (int64_t i = 0; i < dilated_channels && c + channels + i < p.inputs; ++i)
+          prefetch(p.x.plane(image, c + channels + i) + from + pixel, vectors * lanes);
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t o = outputs * block / blocks, size = outputs * (block + 1) / blocks - o;
           const DilatedTile<A> tile = {copies + pixel,
@@ -219,22 +252,18 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
         pixel += vectors * lanes;
       }
     }
-    const int64_t from = strip * columns.pixels, rest = d.height * d.length - from;
-    const int64_t pixels = columns.pixels < rest ? columns.pixels : rest;
     for (int64_t o = 0; o < outputs; ++o) {
       const A* const sum = sums + o * columns.padded_pixels;
-      const T* const base = p.base.plane(image, first_output + o) + from;
-      T* const out = p.out + image * p.out_stride + (first_output + o) * d.height * d.length + from;
-      if (p.base.values)
-        for (int64_t i = 0; i < pixels; ++i) out[i] = store<T>(load(base[i]) + sum[i]);
+      T* const to = out + o * plane;
+      if (base)
+        for (int64_t i = 0; i < pixels; ++i) to[i] = store<T>(load(base[o * plane + i]) + sum[i]);
       else
-        for (int64_t i = 0; i < pixels; ++i) out[i] = store<T>(sum[i]);
+        for (int64_t i = 0; i < pixels; ++i) to[i] = store<T>(sum[i]);
     }
   }
 }
 
-// --- correlation
-// ------------------------------------------------------------------------------------------------------
+// --- correlation -----------------------------------------------------------------------------------------------------
 
 constexpr int64_t correlated_channels = 4;  // of x in a tile
 
@@ -303,7 +332,9 @@ void dilated_correlation(const DilatedCorrelation<T>& p, int64_t begin, int64_t 
           columns.make(p.z.plane((piece + i) / strips, first + o), (piece + i) % strips * d.rows,
                        copies + (o * count + i) * 3 * columns.copy);
       for (int64_t c = 0; c < p.inputs; c += correlated_channels) {
-        for (int64_t k = 0; k < correlated_channels; ++k)
+        const bool in_place = sizeof(T) == sizeof(A) && strips == 1 && columns.padded_pixels == d.height * d.length &&
+                              c + correlated_channels <= p.inputs;
+        for (int64_t k = 0; !in_place && k < correlated_channels; ++k)
           for (int64_t i = 0; i < count; ++i) {
             A* const line = lines + (k * count + i) * columns.padded_pixels;
             const int64_t from = (piece + i) % strips * columns.pixels, rest = d.height * d.length - from;
@@ -312,6 +343,7 @@ void dilated_correlation(const DilatedCorrelation<T>& p, int64_t begin, int64_t 
             for (int64_t j = 0; j < pixels; ++j) line[j] = load(x[j]);
             for (int64_t j = pixels; j < columns.padded_pixels; ++j) line[j] = 0;
           }
+        const A* const x = in_place ? reinterpret_cast<const A*>(p.x.plane(piece, c)) : lines;
         for (int64_t o = 0; o < outputs;) {
           const int64_t sources = outputs - o < dilated_sources ? 1 : dilated_sources;
           for (int64_t column = 0; column < 3; ++column) {
@@ -322,9 +354,9 @@ void dilated_correlation(const DilatedCorrelation<T>& p, int64_t begin, int64_t 
                                              3 * columns.copy,
                                              columns.row(0),
                                              columns.row(1) - columns.row(0),
-                                             lines,
-                                             count * columns.padded_pixels,
-                                             columns.padded_pixels,
+                                             x,
+                                             in_place ? p.x.inner : count * columns.padded_pixels,
+                                             in_place ? p.x.stride : columns.padded_pixels,
                                              sums + (o * 9 + column * 3) * width + c,
                                              9 * width,
                                              width};

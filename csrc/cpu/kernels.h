@@ -164,6 +164,7 @@ struct NormReluBackward {
   bool training;  // mean and deviation are those of this batch
   A factor;
   int64_t handed;
+  int64_t dotted;  // channels that have a dot: those of e, or all
   T* out;    // grad's values: factor grad_u in the channels that are handed on, grad_u in the others
   T* share;  // or null: grad_u, less grad where `error`
   int64_t share_stride;

@@ -111,6 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_backward_cpu(const Tensor& grad, co
                                          training,
                                          data<const A>(factor)[0],
                                          handed,
+                                         e ? handed : x.size(1),
                                          data<T>(grad),
                                          share ? data<T>(*share) : nullptr,
                                          share ? share->stride(0) : 0,
@@ -124,9 +125,14 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_backward_cpu(const Tensor& grad, co
   return {grad_gamma, grad_beta, dot};
 }
 
+void use_large_pages_cpu(const Tensor& memory) {
+  use_large_pages(memory.data_ptr(), memory.numel() * static_cast<int64_t>(memory.element_size()));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dsc_ops, CPU, library) {
+  library.impl("use_large_pages", TORCH_BOX(&use_large_pages_cpu));
   library.impl("norm_relu_", TORCH_BOX(&norm_relu_cpu));
   library.impl("unfold_norm_relu_", TORCH_BOX(&unfold_norm_relu_cpu));
   library.impl("norm_relu_backward_", TORCH_BOX(&norm_relu_backward_cpu));

@@ -17,6 +17,7 @@ channels as they lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -163,10 +164,18 @@ class Tape:
         return pieces[0], pieces[1 : 1 + self.block.depth], pieces[1 + self.block.depth :]
 
 
+def uninitialized(like: Tensor, size: int) -> Tensor:
+    """Memory of which every page costs a fault when it is first written."""
+    memory = like.new_empty(size)
+    ops.use_large_pages(memory)
+    return memory
+
+
 def forward(y: Tensor, block: Block, mean: Tensor, variance: Tensor, kept: bool) -> tuple[Tensor, Tensor]:
     """x_d and the tape; mean and variance, (passes, channels of all codes), are filled in training."""
-    tape = Tape(y.new_empty(Tape.size(block, y.shape, kept)), block, y.shape, kept)
-    x = y.new_empty(y.shape[0], block.channels[-1], *y.shape[2:])
+    tape = Tape(uninitialized(y, Tape.size(block, y.shape, kept)), block, y.shape, kept)
+    shape = (y.shape[0], block.channels[-1], *y.shape[2:])
+    x = uninitialized(y, math.prod(shape)).view(shape)
     raw = tape.raw()
     raw[:, : block.first] = y
     x[:, : block.first] = y
@@ -231,19 +240,27 @@ def backward(grad: Tensor, memory: Tensor, block: Block, shape: torch.Size, mean
     grad_y = grad.new_zeros(shape)
     carried = None  # to the code before the last, by way of the momentum
     # Of g_i, from u_i and e_i, which are met in the order opposite to that in which g_i needs them.
-    codes = block.channels[1:] if block.unfoldings else []
-    shares = [grad.new_empty(shape[0], n, *shape[2:]) for n in codes]
+    shares = _shares(grad, block) if block.unfoldings else []
     for p in reversed(range(1, 1 + block.unfoldings)):
         _unfold_backward(p, grad, grad_y, shares, tape, block, total, mean, variance)
         weight = block.momentum[p - 1] if block.fista else 0
         further = grad * -weight if weight else None
-        grad.mul_(1 + weight)
+        if weight:
+            grad.mul_(1 + weight)
         if carried is not None:
             grad.add_(carried)
         carried = further
     del shares
     _first_backward(grad, tape, block, total, mean, variance)
     return grad_y.add_(grad[:, : block.first]), total
+
+
+def _shares(grad: Tensor, block: Block) -> list[Tensor]:
+    """One for each of x_1 .. x_d."""
+    shapes = [(grad.shape[0], n, *grad.shape[2:]) for n in block.channels[1:]]
+    sizes = [math.prod(shape) for shape in shapes]
+    pieces = uninitialized(grad, sum(sizes)).split(sizes)
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _unfold_backward(p: int, grad, grad_y, shares, tape: Tape, block: Block, total: Gradients, mean, variance) -> None:
@@ -276,13 +293,14 @@ def _first_backward(grad: Tensor, tape: Tape, block: Block, total: Gradients, me
     """From the gradient of x_d to that of y, which is grad's first channels, in place."""
     raw = tape.raw()
     chains, scales = _chains(block, mean, variance), block.scale.to(mean)
+    codes = uninitialized(raw, raw.numel()).view(raw.shape)
     for i in reversed(range(1, 1 + block.depth)):
         a, n = block.channels[i - 1 : i + 1]
         scale, weight, dilation = scales[i - 1], block.filters[i - 1], block.dilations[i - 1]
-        x = raw[:, :n].clone()
+        x = codes[:, :n]
         A, B, low, high = (per_channel(t, x) for t in chains[i - 1])
-        torch.addcmul(B, x[:, :a], A, out=x[:, :a])
-        torch.clamp(x[:, :a], low, high, out=x[:, :a])
+        torch.addcmul(B, raw[:, :a], A, out=x[:, :a]).clamp_(low, high)
+        x[:, a:] = raw[:, a:n]
         norm = block.norm(0, i, mean, variance)
         *of_norm, dot = norm.gradient(grad[:, :n], x, block.training, scale, a)
         total.add_norm(block, i, *of_norm)
