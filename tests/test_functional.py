@@ -458,6 +458,24 @@ def test_passes_of_dilated_convolutions_between_channels_of_one_buffer(dtype):
     assert torch.equal(buffer[:, 0], before[:, 0].to(dtype)) and torch.equal(buffer[:, 12:], z.to(dtype))
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 70, 41), (33, 6, 8, 8), (1, 70, 16, 16)])
+def test_passes_have_the_same_bits_for_any_number_of_threads(shape):
+    x, z = torch.randn(shape), torch.randn(shape[0], 40, *shape[2:])
+    weight, share = torch.randn(40, shape[1], 3, 3), torch.empty(shape)
+    statistics, threads, results = torch.rand(5, shape[1]).unbind(), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            grad = x.flip(0)
+            sums = ops.norm_relu_backward_(grad, x, *statistics, True, torch.tensor(0.3), 2, None, share, True)
+            results.append([*dilated(ops, x, z, weight, x, 2, torch.float32), grad, share.clone(), *sums])
+            results[-1] += norm_relu(ops, x, [torch.tensor(0.7), *statistics[:3]], statistics[3:], True, *[x.dtype] * 2)
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
     return _composed.moments(x.double())
 

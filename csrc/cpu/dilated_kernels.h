@@ -117,6 +117,18 @@ struct ShiftedColumns {
   // Of the column that is read on the left (0) or on the right (2) of a pixel: where there is one.
   DSC_HOST_DEVICE const Mask* masks_of(int64_t side) const { return masks + (side == 0 ? 0 : line_vectors()); }
 
+  // Whether a vector of a strip, moved to a row of the kernel, meets any row of the picture.
+  DSC_HOST_DEVICE bool meets(int64_t strip, int64_t pixel, int64_t tap) const {
+    const int64_t read = strip * pixels + pixel + row(tap) - halo;
+    return read + lanes > 0 && read < d.height * d.length;
+  }
+
+  DSC_HOST_DEVICE bool meets_alike(int64_t strip, int64_t pixel, int64_t other) const {
+    bool alike = true;
+    for (int64_t tap = 0; tap < 3; ++tap) alike = alike && meets(strip, pixel, tap) == meets(strip, other, tap);
+    return alike;
+  }
+
   // Where the row of a kernel begins in a copy.
   DSC_HOST_DEVICE int64_t row(int64_t tap) const { return (d.backward ? 2 - tap : tap) * halo; }
 
@@ -128,8 +140,9 @@ struct ShiftedColumns {
 
 template <typename A>
 struct DilatedTile {
-  const A* copies;  // of the first channel, at the tile's first pixel
-  int64_t copy, row, last_row;
+  const A* copies;              // of the first channel, at the tile's first pixel
+  int64_t copy, row, next_row;  // where the rows of the kernel are in a copy
+  int64_t first_tap, last_tap;  // the rows of the kernel that meet the picture
   int64_t channels;
   const A* weight;
   int64_t weight_output, weight_input;
@@ -149,8 +162,8 @@ void dilated_tile(const DilatedTile<A>& t) {
   const A* x = t.copies;
   const A* weight = t.weight;
   for (int64_t c = 0; c < t.channels; ++c, x += 3 * t.copy, weight += t.weight_input) {
-    const A* from = x + t.row;
-    for (int i = 0; i < 3; ++i, from += t.last_row)
+    const A* from = x + t.row + t.first_tap * t.next_row;
+    for (int64_t i = t.first_tap; i < t.last_tap; ++i, from += t.next_row)
       for (int j = 0; j < 3; ++j) {
         V in[vectors];
         for (int v = 0; v < vectors; ++v) in[v] = *reinterpret_cast<const V*>(from + j * t.copy + v * lanes);
@@ -224,7 +237,13 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
       for (int64_t i = 0; i < channels; ++i)
         columns.make(p.x.plane(image, c + i), strip * d.rows, copies + i * 3 * columns.copy);
       for (int64_t pixel = 0; pixel < columns.padded_pixels;) {
-        const int64_t left = (columns.padded_pixels - pixel) / lanes;
+        // A tile has vectors that meet the picture in the same rows of the kernel.
+        int64_t first_tap = 0, last_tap = 3, left = 1;
+        while (first_tap < 3 && !columns.meets(strip, pixel, first_tap)) ++first_tap;
+        while (last_tap > first_tap && !columns.meets(strip, pixel, last_tap - 1)) --last_tap;
+        while (left < dilated_vectors && pixel + left * lanes < columns.padded_pixels &&
+               columns.meets_alike(strip, pixel, pixel + left * lanes))
+          ++left;
         const int64_t vectors = tile_vectors_of(dilated_vectors, left);
         // What is copied next comes from further away.
         for (int64_t i = 0; i < dilated_channels && c + channels + i < p.inputs; ++i)
@@ -235,6 +254,8 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
                                        columns.copy,
                                        columns.row(0),
                                        columns.row(1) - columns.row(0),
+                                       first_tap,
+                                       last_tap,
                                        channels,
                                        p.weight + (first_output + o) * p.weight_output + c * p.weight_input,
                                        p.weight_output,
@@ -276,6 +297,13 @@ struct CorrelationTile {
   int64_t x_channel, x_piece;
   A* sums;  // [source][row of the kernel][channel], so far apart
   int64_t sums_source, sums_row;
+  int64_t begin[3], end[3];         // vectors of a piece that meet the picture in each row of the kernel
+  int64_t first_whole, last_whole;  // and in all
+};
+
+template <bool flag>
+struct Flag {
+  static constexpr bool value = flag;
 };
 
 template <int sources, typename A>
@@ -286,15 +314,22 @@ void correlation_tile(const CorrelationTile<A>& t) {
   for (int64_t piece = 0; piece < t.pieces; ++piece) {
     const A* z = t.z + piece * t.z_piece + t.row;
     const A* x = t.x + piece * t.x_piece;
-    for (int64_t v = 0; v < t.vectors; ++v, z += lanes, x += lanes) {
-      V in[correlated_channels];
-      for (int c = 0; c < correlated_channels; ++c) in[c] = *reinterpret_cast<const V*>(x + c * t.x_channel);
-      for (int s = 0; s < sources; ++s)
-        for (int i = 0; i < 3; ++i) {
-          const V tap = *reinterpret_cast<const V*>(z + s * t.z_source + i * t.last_row);
-          for (int c = 0; c < correlated_channels; ++c) sums[s][i][c] += tap * in[c];
-        }
-    }
+    const auto add = [&](int64_t from, int64_t to, auto every) {
+      for (int64_t v = from; v < to; ++v) {
+        V in[correlated_channels];
+        for (int c = 0; c < correlated_channels; ++c)
+          in[c] = *reinterpret_cast<const V*>(x + c * t.x_channel + v * lanes);
+        for (int i = 0; i < 3; ++i)
+          if (decltype(every)::value || (v >= t.begin[i] && v < t.end[i]))
+            for (int s = 0; s < sources; ++s) {
+              const V tap = *reinterpret_cast<const V*>(z + s * t.z_source + i * t.last_row + v * lanes);
+              for (int c = 0; c < correlated_channels; ++c) sums[s][i][c] += tap * in[c];
+            }
+      }
+    };
+    add(0, t.first_whole, Flag<false>());
+    add(t.first_whole, t.last_whole, Flag<true>());
+    add(t.last_whole, t.vectors, Flag<false>());
   }
   for (int s = 0; s < sources; ++s)
     for (int i = 0; i < 3; ++i) add_four_sums(sums[s][i], t.sums + s * t.sums_source + i * t.sums_row);
@@ -318,6 +353,15 @@ void dilated_correlation(const DilatedCorrelation<T>& p, int64_t begin, int64_t 
   const int64_t groups = p.groups(), strips = d.strips(), width = p.sums_width();
   A* const copies = reinterpret_cast<A*>(columns.use(scratch));
   A* const lines = copies + p.chunk * p.group() * 3 * columns.copy;
+  const int64_t vectors = columns.padded_pixels / Vector<A>::lanes;
+  int64_t begins[3] = {}, ends[3] = {vectors, vectors, vectors}, first_whole = 0, last_whole = vectors;
+  for (int64_t tap = 0; strips == 1 && tap < 3; ++tap) {
+    while (begins[tap] < vectors && !columns.meets(0, begins[tap] * Vector<A>::lanes, tap)) ++begins[tap];
+    while (ends[tap] > begins[tap] && !columns.meets(0, (ends[tap] - 1) * Vector<A>::lanes, tap)) --ends[tap];
+    first_whole = first_whole > begins[tap] ? first_whole : begins[tap];
+    last_whole = last_whole < ends[tap] ? last_whole : ends[tap];
+  }
+  if (last_whole < first_whole) last_whole = first_whole;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task / groups, group = task % groups;
     const int64_t first = p.outputs * group / groups, outputs = p.outputs * (group + 1) / groups - first;
@@ -348,7 +392,7 @@ void dilated_correlation(const DilatedCorrelation<T>& p, int64_t begin, int64_t 
           const int64_t sources = outputs - o < dilated_sources ? 1 : dilated_sources;
           for (int64_t column = 0; column < 3; ++column) {
             const CorrelationTile<A> tile = {count,
-                                             columns.padded_pixels / Vector<A>::lanes,
+                                             vectors,
                                              copies + o * count * 3 * columns.copy + column * columns.copy,
                                              count * 3 * columns.copy,
                                              3 * columns.copy,
@@ -359,7 +403,11 @@ void dilated_correlation(const DilatedCorrelation<T>& p, int64_t begin, int64_t 
                                              in_place ? p.x.stride : columns.padded_pixels,
                                              sums + (o * 9 + column * 3) * width + c,
                                              9 * width,
-                                             width};
+                                             width,
+                                             {begins[0], begins[1], begins[2]},
+                                             {ends[0], ends[1], ends[2]},
+                                             first_whole,
+                                             last_whole};
             if (sources == 1)
               correlation_tile<1>(tile);
             else

@@ -165,8 +165,8 @@ struct NormReluBackward {
   A factor;
   int64_t handed;
   int64_t dotted;  // channels that have a dot: those of e, or all
-  T* out;    // grad's values: factor grad_u in the channels that are handed on, grad_u in the others
-  T* share;  // or null: grad_u, less grad where `error`
+  T* out;          // grad's values: factor grad_u in the channels that are handed on, grad_u in the others
+  T* share;        // or null: grad_u, less grad where `error`
   int64_t share_stride;
   bool error;
   A *grad_gamma, *grad_beta;

@@ -69,11 +69,6 @@ class Norm:
     gamma: Tensor
     beta: Tensor
 
-    @classmethod
-    def of(cls, scale, bias: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Norm:
-        inverse = torch.rsqrt(variance + eps)
-        return cls(inverse, scale * inverse, (bias - mean) * inverse, gamma, beta)
-
     def gradient(
         self, grad: Tensor, x: Tensor, training: bool, scale: Tensor, handed: int, e=None, share=None, error=False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,21 +105,24 @@ class Block:
     def __post_init__(self) -> None:
         self.depth = len(self.filters)
         self.channels = [self.first + i * self.width for i in range(self.depth + 1)]
-        self.starts = [sum(self.channels[1:i]) for i in range(1, self.depth + 2)]
         self.momentum = reference.momentum_weights("fista" if self.fista else None, 1 + self.unfoldings)[1:]
 
-    def of(self, flat: Tensor, i: int) -> Tensor:
-        """Layer i's part, i = 1 .. d, of one value for each channel of each code."""
-        return flat[..., self.starts[i - 1] : self.starts[i]]
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Each layer's part of one value for each channel of each code."""
+        return flat.split(self.channels[1:], -1)
 
-    def norm(self, p: int, i: int, mean: Tensor, variance: Tensor) -> Norm:
-        scale = self.scale[i - 1].to(mean) if p == 0 else 1
-        bias, gamma, beta = self.parameters(i, mean)
-        return Norm.of(scale, bias, self.of(mean[p], i), self.of(variance[p], i), gamma, beta, self.eps)
+    def parameters(self, mean: Tensor) -> list[tuple[Tensor, ...]]:
+        """b, gamma and beta of each layer, in the type of sums."""
+        return list(zip(*(self.split(t.to(mean)) for t in (self.bias, self.gamma, self.beta)), strict=True))
 
-    def parameters(self, i: int, like: Tensor) -> list[Tensor]:
-        """Layer i's b, gamma and beta."""
-        return [self.of(t, i).to(like) for t in (self.bias, self.gamma, self.beta)]
+    def norms(self, p: int, mean: Tensor, variance: Tensor) -> list[Norm]:
+        """Of each layer in pass p."""
+        inverse = torch.rsqrt(variance[p] + self.eps)
+        shift = (self.bias.to(mean) - mean[p]) * inverse
+        scales = self.scale.to(mean)
+        P = torch.cat([c * t for c, t in zip(scales, self.split(inverse), strict=True)]) if p == 0 else inverse
+        values = (inverse, P, shift, self.gamma.to(mean), self.beta.to(mean))
+        return [Norm(*parts) for parts in zip(*(self.split(t) for t in values), strict=True)]
 
     @property
     def pass_channels(self) -> int:
@@ -179,14 +177,14 @@ def forward(y: Tensor, block: Block, mean: Tensor, variance: Tensor, kept: bool)
     raw = tape.raw()
     raw[:, : block.first] = y
     x[:, : block.first] = y
-    scales = block.scale.to(mean)
+    scales, parameters = block.scale.to(mean), block.parameters(mean)
+    statistics = list(zip(block.split(mean[0]), block.split(variance[0]), strict=True))
     for i in range(1, 1 + block.depth):
         a, n = block.channels[i - 1 : i + 1]
         analysis(x[:, :a], block.filters[i - 1], block.dilations[i - 1], out=x[:, a:n])
         raw[:, a:n] = x[:, a:n]
-        statistics = (block.of(mean[0], i), block.of(variance[0], i))
-        parameters = block.parameters(i, mean)
-        ops.norm_relu_(x[:, :n], scales[i - 1], *parameters, *statistics, block.training, block.eps)
+        values = (scales[i - 1], *parameters[i - 1], *statistics[i - 1])
+        ops.norm_relu_(x[:, :n], *values, block.training, block.eps)
     before = x
     for p in range(1, 1 + block.unfoldings):
         deepest = x
@@ -208,11 +206,12 @@ def _unfold(p: int, x: Tensor, deepest: Tensor, raw: Tensor, tape: Tape, block: 
         z[:, a - block.first : n - block.first] = new
         add_synthesis(codes[i][:, :a], block.filters[i - 1], new, block.dilations[i - 1], out=codes[i - 1])
     e[0] -= raw[:, : block.first]
-    scales = block.scale.to(mean)
+    scales, parameters = block.scale.to(mean), block.parameters(mean)
+    statistics = list(zip(block.split(mean[p]), block.split(variance[p]), strict=True))
     for i in range(1, 1 + block.depth):
         a, n = block.channels[i - 1 : i + 1]
         analysis(e[i - 1], block.filters[i - 1], block.dilations[i - 1], out=u[i - 1][:, a:n])
-        values = (scales[i - 1], *block.parameters(i, mean), block.of(mean[p], i), block.of(variance[p], i))
+        values = (scales[i - 1], *parameters[i - 1], *statistics[i - 1])
         # e_i takes the place of g_i.
         last = i == block.depth
         out = x if last else e[i]
@@ -228,9 +227,12 @@ class Gradients:
             torch.zeros_like(t, dtype=wide(t.dtype)) for t in (block.scale, block.bias, block.gamma, block.beta)
         )
 
-    def add_norm(self, block: Block, i: int, gamma: Tensor, beta: Tensor, bias) -> None:
-        for total, part in ((self.gamma, gamma), (self.beta, beta), (self.bias, bias)):
-            block.of(total, i).add_(part)
+        self._of_norms = list(zip(*(block.split(t) for t in (self.gamma, self.beta, self.bias)), strict=True))
+
+    def add_norm(self, i: int, *parts) -> None:
+        """Layer i's, of gamma, beta and b."""
+        for total, part in zip(self._of_norms[i - 1], parts, strict=True):
+            total.add_(part)
 
 
 def backward(grad: Tensor, memory: Tensor, block: Block, shape: torch.Size, mean, variance) -> tuple[Tensor, Gradients]:
@@ -266,18 +268,18 @@ def _shares(grad: Tensor, block: Block) -> list[Tensor]:
 def _unfold_backward(p: int, grad, grad_y, shares, tape: Tape, block: Block, total: Gradients, mean, variance) -> None:
     """From the gradient of x_d to that of g_d, in place."""
     z, u, e = tape.unfolding(p)
-    scales = block.scale.to(mean)
+    scales, norms = block.scale.to(mean), block.norms(p, mean, variance)
     for i in reversed(range(1, 1 + block.depth)):
         a, n = block.channels[i - 1 : i + 1]
         scale, weight, dilation = scales[i - 1], block.filters[i - 1], block.dilations[i - 1]
         # e_i = g_i - x_i: what x_i gets, g_i loses. The last code is no part of an e.
-        *of_norm, dot = block.norm(p, i, mean, variance).gradient(
+        *of_norm, dot = norms[i - 1].gradient(
             grad[:, :n], u[i - 1], block.training, scale, a, e[i - 1], shares[i - 1], error=i < block.depth
         )
-        total.add_norm(block, i, *of_norm)
+        total.add_norm(i, *of_norm)
         part = correlation(e[i - 1], grad[:, a:n], dilation)
-        total.filters[i - 1].sub_(part * scale)
-        total.scale[i - 1] -= dot + (weight * part).sum()
+        total.filters[i - 1].addcmul_(part, scale, value=-1)
+        total.scale[i - 1] -= dot + torch.dot(weight.to(part).flatten(), part.flatten())
         add_synthesis(grad[:, :a], weight * scale.to(weight), grad[:, a:n], dilation, out=grad[:, :a])
     grad_y += grad[:, : block.first]
     torch.neg(grad[:, : block.first], out=grad[:, : block.first])
@@ -292,7 +294,8 @@ def _unfold_backward(p: int, grad, grad_y, shares, tape: Tape, block: Block, tot
 def _first_backward(grad: Tensor, tape: Tape, block: Block, total: Gradients, mean, variance) -> None:
     """From the gradient of x_d to that of y, which is grad's first channels, in place."""
     raw = tape.raw()
-    chains, scales = _chains(block, mean, variance), block.scale.to(mean)
+    norms, scales = block.norms(0, mean, variance), block.scale.to(mean)
+    chains = _chains(block, norms, mean)
     codes = uninitialized(raw, raw.numel()).view(raw.shape)
     for i in reversed(range(1, 1 + block.depth)):
         a, n = block.channels[i - 1 : i + 1]
@@ -301,22 +304,21 @@ def _first_backward(grad: Tensor, tape: Tape, block: Block, total: Gradients, me
         A, B, low, high = (per_channel(t, x) for t in chains[i - 1])
         torch.addcmul(B, raw[:, :a], A, out=x[:, :a]).clamp_(low, high)
         x[:, a:] = raw[:, a:n]
-        norm = block.norm(0, i, mean, variance)
-        *of_norm, dot = norm.gradient(grad[:, :n], x, block.training, scale, a)
-        total.add_norm(block, i, *of_norm)
+        *of_norm, dot = norms[i - 1].gradient(grad[:, :n], x, block.training, scale, a)
+        total.add_norm(i, *of_norm)
         part = correlation(x[:, :a], grad[:, a:n], dilation)
-        total.filters[i - 1].add_(part * scale)
+        total.filters[i - 1].addcmul_(part, scale)
         total.scale[i - 1] += dot
         add_synthesis(grad[:, :a], weight * scale.to(weight), grad[:, a:n], dilation, out=grad[:, :a])
 
 
-def _chains(block: Block, mean: Tensor, variance: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _chains(block: Block, norms: Sequence[Norm], mean: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(A, B, low, high) by channel, i = 0 .. d - 1: x_i = clamp(A x + B, low, high) of the channels as F made them."""
     A, B = mean.new_ones(block.first), mean.new_zeros(block.first)
     low, high = torch.full_like(A, -torch.inf), torch.full_like(A, torch.inf)
     chains = [(A, B, low, high)]
     for i in range(1, block.depth):
-        norm, more = block.norm(0, i, mean, variance), block.width
+        norm, more = norms[i - 1], block.width
         A, B = (torch.cat([t, t.new_full((more,), fill)]) for t, fill in ((A, 1.0), (B, 0.0)))
         low, high = (torch.cat([t, t.new_full((more,), fill)]) for t, fill in ((low, -torch.inf), (high, torch.inf)))
         slope, shift = norm.gamma * norm.P, norm.gamma * norm.Q + norm.beta
