@@ -5,11 +5,12 @@
 //
 // Vectors go along the pixels of a plane as one row. Of a channel three copies are made, one for each column of the
 // kernel, with zeros where that column is outside the picture, and rows of zeros above and below: then a tap is one
-// address, no lane is wasted at the ends of rows, and 9 copies serve 9 x outputs multiplications. A register tile has
-// the sums of several outputs and vectors of pixels; few channels at a time, whose copies stay near.
+// address, no lane is wasted at the ends of rows, and three copies serve 9 x outputs multiplications. A register tile
+// has the sums of several outputs and vectors of pixels, over few channels, whose copies stay in the nearest cache.
+// Where a row of the kernel meets nothing but zeros it is left out.
 //
 // The gradient's tile has a vector of partial sums for each of several taps of z and channels of x, whose lanes are
-// added up at the end of a piece of many pixels.
+// added up after many pixels.
 #pragma once
 
 #include "vectors.h"

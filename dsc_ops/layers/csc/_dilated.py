@@ -226,7 +226,6 @@ class Gradients:
         self.scale, self.bias, self.gamma, self.beta = (
             torch.zeros_like(t, dtype=wide(t.dtype)) for t in (block.scale, block.bias, block.gamma, block.beta)
         )
-
         self._of_norms = list(zip(*(block.split(t) for t in (self.gamma, self.beta, self.bias)), strict=True))
 
     def add_norm(self, i: int, *parts) -> None:
