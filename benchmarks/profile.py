@@ -38,10 +38,10 @@ TOOLS = {
 }
 # Kernels by a part of their functions' names, in this order; what matches none is "the rest".
 KERNELS = {
-    "S_D": r"packed_synthesis<",
-    "A_W, threshold, pack": r"packed_analysis|analyze_tile<",
-    "dW, dtheta, S_W": r"packed_backward_analysis<",
-    "dD, dx": r"packed_backward_synthesis<",
+    "S_D": r"packed_synthesis<|SlideSums<.*true, false, false>",
+    "A_W, threshold, pack": r"(packed_analysis|analyze_tile)<",
+    "dW, dtheta, S_W": r"packed_backward_analysis<|SlideSums<",
+    "dD, dx": r"packed_backward_synthesis<|SlideDots<",
     "dense codes in and out": r"packed_(to|from)_dense<",
 }
 REST = "the rest"

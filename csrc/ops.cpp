@@ -59,19 +59,34 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       ", bool one_sided, bool[] needs)"
       " -> (Tensor grad_y, Tensor grad_dictionary, Tensor grad_analysis, Tensor grad_theta, Tensor grad_x0)");
 
-  // What a 3x3 convolution with padding = dilation takes beside products of matrices: (N, C, H, W) to its nine shifts
-  // (N, 9 C, H, W), tap by tap, with zeros where the picture ends, and (N, 9 C, H, W) to their sum, each channel read
-  // where its tap reads.
-  library.def("shifts(Tensor x, int dilation) -> Tensor");
-  library.def("sum_of_shifts(Tensor x, int dilation) -> Tensor");
+  // Asks for large pages for memory that is about to be written for the first time, where the system gives them.
+  library.def("use_large_pages(Tensor memory) -> ()");
 
-  // Mean and biased variance (C,) of x (N, C, H, W), in float32 (float64); the gradient of relu(gamma xhat + beta),
-  // xhat = scale x + shift, with respect to gamma, beta and u, of which batch norm makes xhat: `inverse` is one over
-  // u's standard deviation, which in training is that of this batch.
-  library.def("moments(Tensor x) -> (Tensor mean, Tensor variance)");
+  // A block of MSD-CSC, on slices of channels. F is weight (w, C, 3, 3), of some dilation, with as much padding:
+  // out = base + F x, or F^T x if transposed; base may be out. And sum of z[o, p] x[c, p + dilation t], the gradient
+  // of F, (w, C, 3, 3) in float32 (float64).
   library.def(
-      "norm_relu_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor gamma, Tensor beta,"
-      " Tensor inverse, bool training) -> (Tensor grad_u, Tensor grad_gamma, Tensor grad_beta)");
+      "dilated_convolution_(Tensor(a!) out, Tensor x, Tensor weight, int dilation, bool transposed, Tensor? base)"
+      " -> ()");
+  library.def("dilated_correlation(Tensor x, Tensor z, int dilation) -> Tensor");
+
+  // relu(BN(scale x + bias)) in the place of x. Then u = g - scale [e; u], which stands there in the end, and relu(BN(u
+  // + bias)) in out, or if `error` g less that; out may be g. scale is 0-d, the others (C,), all float32 (float64);
+  // mean and variance are those of what batch norm gets, filled in training.
+  library.def(
+      "norm_relu_(Tensor(a!) x, Tensor scale, Tensor bias, Tensor gamma, Tensor beta, Tensor(b!) mean,"
+      " Tensor(c!) variance, bool training, float eps) -> ()");
+  library.def(
+      "unfold_norm_relu_(Tensor(a!) u, Tensor g, Tensor e, Tensor scale, Tensor bias, Tensor gamma, Tensor beta,"
+      " Tensor(b!) mean, Tensor(c!) variance, bool training, float eps, Tensor(d!) out, bool error) -> ()");
+  // The gradient of relu(gamma xhat + beta), xhat = scale x + shift, with respect to gamma, beta and u, of which batch
+  // norm makes xhat: `inverse` is one over u's standard deviation, which in training is that of this batch. grad
+  // becomes factor grad_u in its first `handed` channels and grad_u in the others, share (absent or as grad) grad_u, if
+  // `error` less grad; dot is the sum of grad_u e for the channels that e has, without e of grad_u x, of each channel.
+  library.def(
+      "norm_relu_backward_(Tensor(a!) grad, Tensor x, Tensor scale, Tensor shift, Tensor gamma, Tensor beta,"
+      " Tensor inverse, bool training, Tensor factor, int handed, Tensor? e, Tensor(b!)? share, bool error)"
+      " -> (Tensor grad_gamma, Tensor grad_beta, Tensor dot)");
 
   // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_on_cuda.py): one
   // group, no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too.

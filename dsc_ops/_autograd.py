@@ -190,25 +190,35 @@ _differentiate("l1_norm", _l1_norm_backward, _l1_norm_setup)
 # --- the passes of the MSD-CSC block, which has the autograd of all ---------------------------------------------------
 
 
-@torch.library.register_fake("dsc_ops::shifts")
-def _(x, dilation):
-    return x.new_empty(x.shape[0], 9 * x.shape[1], *x.shape[2:])
+@torch.library.register_fake("dsc_ops::use_large_pages")
+def _(memory):
+    return None
 
 
-@torch.library.register_fake("dsc_ops::sum_of_shifts")
-def _(x, dilation):
-    return x.new_empty(x.shape[0], x.shape[1] // 9, *x.shape[2:])
+@torch.library.register_fake("dsc_ops::dilated_convolution_")
+def _(out, x, weight, dilation, transposed, base):
+    return None
 
 
-@torch.library.register_fake("dsc_ops::moments")
-def _(x):
+@torch.library.register_fake("dsc_ops::dilated_correlation")
+def _(x, z, dilation):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(x.shape[1], dtype=wide), x.new_empty(x.shape[1], dtype=wide)
+    return x.new_empty(z.shape[1], x.shape[1], 3, 3, dtype=wide)
 
 
-@torch.library.register_fake("dsc_ops::norm_relu_backward")
-def _(grad, x, scale, shift, gamma, beta, inverse, training):
-    return x.new_empty(x.shape), torch.empty_like(gamma), torch.empty_like(beta)
+@torch.library.register_fake("dsc_ops::norm_relu_")
+def _(x, scale, bias, gamma, beta, mean, variance, training, eps):
+    return None
+
+
+@torch.library.register_fake("dsc_ops::unfold_norm_relu_")
+def _(u, g, e, scale, bias, gamma, beta, mean, variance, training, eps, out, error):
+    return None
+
+
+@torch.library.register_fake("dsc_ops::norm_relu_backward_")
+def _(grad, x, scale, shift, gamma, beta, inverse, training, factor, handed, e, share, error):
+    return tuple(torch.empty_like(gamma) for _ in range(3))
 
 
 # --- analysis, synthesis, correlation: <A_W y, x> = <y, S_W x> = <W, corr(y, x)> --------------------------------------

@@ -208,13 +208,101 @@ def _sum(x: Tensor) -> Tensor:
     return x.flatten(2).sum(-1).sum(0)
 
 
+def use_large_pages(memory: Tensor) -> None:
+    """A GPU has none other."""
+
+
+# Values of the shifted channels at a time: enough to fill a GPU.
+SHIFTED = 2**26
+
+
+def _chunks(x: Tensor, width: int) -> Iterator[slice]:
+    """Samples that are worked on together."""
+    each = 9 * width * x.shape[2] * x.shape[3]
+    count = max(1, SHIFTED // max(each, 1))
+    return (slice(first, first + count) for first in range(0, x.shape[0], count))
+
+
+def dilated_convolution_(
+    out: Tensor, x: Tensor, weight: Tensor, dilation: int, transposed: bool, base: Tensor | None
+) -> None:
+    """A product of matrices for each sample; its nine rows of w channels are shifted and added, or w shifted channels
+    are multiplied: what is shifted is small."""
+    taps = weight.permute(2, 3, 0, 1).reshape(9 * weight.shape[0], weight.shape[1])
+    matrix = taps.t() if transposed else taps
+    if transposed and base is not out:
+        out.copy_(base) if base is not None else out.zero_()
+    for part in _chunks(x, weight.shape[0]):
+        matrices = matrix.expand(x[part].shape[0], -1, -1)
+        if transposed:
+            out[part].flatten(2).baddbmm_(matrices, shifts(x[part], dilation).flatten(2))
+        else:
+            products = torch.bmm(matrices, x[part].flatten(2)).unflatten(2, x.shape[2:])
+            sums = sum_of_shifts(products, dilation)
+            out[part] = sums if base is None else base[part] + sums
+
+
+def dilated_correlation(x: Tensor, z: Tensor, dilation: int) -> Tensor:
+    gradient = _wide(x.new_zeros(9 * z.shape[1], x.shape[1]))
+    for part in _chunks(x, z.shape[1]):
+        shifted = shifts(z[part], dilation).flatten(2)
+        gradient += torch.bmm(shifted, x[part].flatten(2).transpose(1, 2)).sum(0)
+    return gradient.view(3, 3, z.shape[1], x.shape[1]).permute(2, 3, 0, 1).contiguous()
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x, count = _wide(x), max(1, x.numel() // max(1, x.shape[1]))
     mean = _sum(x) / count
     return mean, torch.linalg.vector_norm((x - _per_channel(mean)).flatten(2), dim=-1).square().sum(0) / count
 
 
-def norm_relu_backward(
+def norm_relu_(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    eps: float,
+    out: Tensor | None = None,
+) -> None:
+    if training:
+        m, v = moments(x)
+        mean.copy_(scale * m + bias)
+        variance.copy_(scale.square() * v)
+    slope = gamma * torch.rsqrt(variance + eps)
+    shift = slope * (bias - mean) + beta
+    out = x if out is None else out
+    torch.addcmul(_per_channel(shift.to(x.dtype)), x, _per_channel((slope * scale).to(x.dtype)), out=out).relu_()
+
+
+def unfold_norm_relu_(
+    u: Tensor,
+    g: Tensor,
+    e: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    eps: float,
+    out: Tensor,
+    error: bool,
+) -> None:
+    handed, factor = e.shape[1], scale.to(u.dtype)
+    u[:, :handed] = torch.addcmul(g[:, :handed], e, factor, value=-1)
+    u[:, handed:] = torch.addcmul(g[:, handed:], u[:, handed:], factor, value=-1)
+    result = torch.empty_like(out) if error else out
+    norm_relu_(u, torch.ones_like(scale), bias, gamma, beta, mean, variance, training, eps, result)
+    if error:
+        torch.sub(g, result, out=out)
+
+
+def norm_relu_backward_(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
@@ -223,15 +311,27 @@ def norm_relu_backward(
     beta: Tensor,
     inverse: Tensor,
     training: bool,
+    factor: Tensor,
+    handed: int,
+    e: Tensor | None,
+    share: Tensor | None,
+    error: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, count = x.dtype, max(1, x.numel() // max(1, x.shape[1]))
-    grad, x = _wide(grad), _wide(x)
-    xhat = torch.addcmul(_per_channel(shift), x, _per_channel(scale))
+    count = max(1, x.numel() // max(1, x.shape[1]))
+    through, wide_x = _wide(grad), _wide(x)
+    xhat = torch.addcmul(_per_channel(shift), wide_x, _per_channel(scale))
     z = torch.addcmul(_per_channel(beta), xhat, _per_channel(gamma))
-    grad = aten.threshold_backward(grad, z, 0)
-    grad_beta, grad_gamma = _sum(grad), _sum(torch.mul(grad, xhat, out=z))
+    through = aten.threshold_backward(through, z, 0)
+    grad_beta, grad_gamma = _sum(through), _sum(torch.mul(through, xhat, out=z))
     slope = gamma * inverse
-    grad_u = grad * _per_channel(slope)
+    grad_u = through * _per_channel(slope)
     if training:
         grad_u -= torch.addcmul(_per_channel(slope * grad_beta / count), xhat, _per_channel(slope * grad_gamma / count))
-    return grad_u.to(dtype).contiguous(), grad_gamma, grad_beta
+    dot = torch.zeros_like(gamma)
+    with_e = wide_x if e is None else _wide(e)
+    dot[: with_e.shape[1]] = _sum(grad_u[:, : with_e.shape[1]] * with_e)
+    if share is not None:
+        share.copy_(grad_u - grad if error else grad_u)
+    grad_u[:, :handed] *= factor
+    grad.copy_(grad_u)
+    return grad_gamma, grad_beta, dot

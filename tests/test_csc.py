@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from dsc_ops import ConvSoftThreshold, functional
+from dsc_ops import ConvSoftThreshold, _composed, functional
 from dsc_ops.layers import csc
 from dsc_ops.layers.csc import MLCSC, CSCConv, MSDCSCBlock, ResCSCBlock, _dilated, convolutional, reference
 
@@ -346,9 +346,9 @@ def test_without_unfoldings_msd_csc_is_the_dense_network():
 
 def test_the_tape_is_smaller_than_the_codes_that_are_concatenated():
     block = MSDCSCBlock(12, [1] * 12, in_channels=16)
-    taps = [_dilated.taps_of(layer.dictionary) for layer in block.layers]
+    atoms = [layer.dictionary for layer in block.layers]
     flat = torch.zeros(sum(len(layer.bias) for layer in block.layers))
-    parts = _dilated.Block(taps, torch.ones(12), flat, flat, flat, [1] * 12, 0, False, True, 1e-5, width=12, first=16)
+    parts = _dilated.Block(atoms, torch.ones(12), flat, flat, flat, [1] * 12, 0, False, True, 1e-5, width=12, first=16)
     assert _dilated.Tape.size(parts, torch.Size([1, 16, 1, 1]), kept=True) == 160  # the codes have 1128 channels in all
 
 
@@ -366,12 +366,15 @@ def test_no_feature_map_is_concatenated():
 
 
 def test_chunks_of_samples_give_what_the_batch_gives(monkeypatch):
-    block, y = MSDCSCBlock(2, [1, 2], 1, **FLOAT64), torch.randn(5, 2, 6, 6, **FLOAT64, requires_grad=True)
+    """Of the convolutions as CUDA has them."""
+    x, z, weight = (torch.randn(shape, **FLOAT64) for shape in ((5, 4, 6, 6), (5, 2, 6, 6), (2, 4, 3, 3)))
     results = []
     for size in (2**20, 1, 9 * 2 * 36 * 2):
-        monkeypatch.setitem(_dilated.CHUNK, "cpu", size)
-        codes = block(y)
-        results.append([codes, *torch.autograd.grad(codes.square().sum(), [y, *block.parameters()])])
+        monkeypatch.setattr(_composed, "SHIFTED", size)
+        features, images = torch.zeros_like(z), x.clone()
+        _composed.dilated_convolution_(features, x, weight, 2, False, None)
+        _composed.dilated_convolution_(images, z, weight, 2, True, images)
+        results.append([features, images, _composed.dilated_correlation(x, z, 2)])
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])
 

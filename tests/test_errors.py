@@ -38,6 +38,7 @@ from dsc_ops.layers import threshold as threshold_layers
 U, Y, X = torch.zeros(2, 3, 8), torch.zeros(2, 1, 8), torch.zeros(2, 3, 6)
 W = torch.ones(3, 1, 3)
 Y2, X2, W2 = torch.zeros(2, 4, 8, 9), torch.zeros(2, 6, 6, 7), torch.ones(6, 2, 3, 3)
+SQUARE, STATISTICS, ONE = torch.ones(6, 6, 3, 3), torch.ones(5, 6).unbind(), torch.ones(())
 
 RIGHT: dict[str, dict[str, Any]] = {
     "soft_threshold": dict(u=U, theta=torch.ones(3)),
@@ -570,10 +571,13 @@ CALLS = [
     ("shrink_backward", x, x, theta, "elu", False),
     ("l1_norm", x, 1e-6),
     ("l1_norm_backward", theta.sum(), x),
-    ("shifts", x2, 2),
-    ("sum_of_shifts", randn(2, 18, 6, 5), 1),
-    ("moments", x2),
-    ("norm_relu_backward", x2, x2, *randn(5, 6).unbind(), True),
+    ("use_large_pages", y),
+    ("dilated_convolution_", x2, y2, randn(6, 4, 3, 3), 2, False, None),
+    ("dilated_convolution_", y2, x2, randn(6, 4, 3, 3), 1, True, randn(2, 4, 6, 5)),
+    ("dilated_correlation", y2, x2, 2),
+    ("norm_relu_", x2, theta.sum(), *randn(5, 6).unbind(), True, 1e-5),
+    ("unfold_norm_relu_", x2, x2, y2, theta.sum(), *randn(5, 6).unbind(), True, 1e-5, x2, True),
+    ("norm_relu_backward_", x2, x2, *randn(5, 6).unbind(), True, theta.sum(), 4, y2, randn(2, 6, 6, 5), True),
     ("analysis", y, w, *g),
     ("analysis", y2, w2, *g2),
     ("synthesis", x, w, [6], *g),
@@ -610,7 +614,7 @@ def changes(value):
 
 
 def shapes(results):
-    return [t.shape for t in (results if isinstance(results, tuple) else (results,))]
+    return [t.shape for t in (results if isinstance(results, tuple) else (results,)) if t is not None]
 
 
 refused = fine = 0
@@ -657,12 +661,14 @@ def test_operators_called_past_the_functions_do_not_crash():
         ("soft_threshold", (U, torch.ones(4), None, None, False), "theta"),
         ("soft_threshold", (U, torch.ones(3), torch.ones(4), None, False), "bias"),
         ("shrink", (U, torch.ones(3), "tanh", False), "activation .*tanh"),
-        ("shifts", (Y, 1), r"x must be \(N, C, H, W\)"),
-        ("shifts", (X2, 0), "dilation"),
-        ("sum_of_shifts", (X2, 1), "nine channels"),
-        ("moments", (Y,), r"x must be \(N, C, H, W\)"),
-        ("norm_relu_backward", (X2, X2, *torch.ones(5, 2).unbind(), True), "for each channel"),
-        ("norm_relu_backward", (X2[1:], X2, *torch.ones(5, X2.shape[1]).unbind(), True), "grad"),
+        ("dilated_convolution_", (X2, Y, W, 1, False, None), r"x must be \(N, C, H, W\)"),
+        ("dilated_convolution_", (X2, X2, SQUARE, 0, False, None), "dilation"),
+        ("dilated_convolution_", (X2, X2, SQUARE[1:], 1, False, None), "weight"),
+        ("dilated_convolution_", (X2.mT, X2.mT, SQUARE, 1, False, None), "out .*planes"),
+        ("dilated_correlation", (X2, X2[1:], 1), "z has the wrong shape"),
+        ("norm_relu_", (X2, ONE, *torch.ones(5, 2).unbind(), True, 0.1), "for each channel"),
+        ("norm_relu_backward_", (X2[1:], X2, *STATISTICS, True, ONE, 0, None, None, False), "grad"),
+        ("norm_relu_backward_", (X2, X2, *STATISTICS, True, ONE, 99, None, None, False), "fewer channels"),
     ],
 )
 def test_operators_called_past_the_functions_say_why_not(name, arguments, named):

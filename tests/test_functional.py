@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numerics
 import pytest
 import torch
@@ -411,69 +413,169 @@ def planes(shape, dtype: torch.dtype, layout: str) -> Tensor:
     return x.to(memory_format=torch.channels_last) if layout == "last" else x
 
 
+def dilated(module, x, z, weight, base, dilation, dtype) -> list[Tensor]:
+    """F x, base + F^T z into the base, and the gradient of F."""
+    x, z, weight, base = (t.to(dtype) for t in (x, z, weight, base))
+    features, sums = torch.empty_like(z, memory_format=torch.contiguous_format), base.clone()
+    module.dilated_convolution_(features, x, weight, dilation, False, None)
+    module.dilated_convolution_(sums, z, weight, dilation, True, sums)
+    return [features, sums, module.dilated_correlation(x, z, dilation)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dilation", [1, 2, 5, 40])
-@pytest.mark.parametrize("shape", PASSES)
-def test_passes_that_shift_are_those_of_unfold_and_fold(shape, dilation, dtype):
+@pytest.mark.parametrize("shape", [*PASSES, (2, 33, 16, 16), (17, 9, 8, 8), (1, 10, 70, 41)])
+def test_passes_of_dilated_convolutions(shape, dilation, dtype, capability):
+    width = 13 if shape[1] == 9 else 34 if shape[1] == 17 else 3
+    codes = (shape[0], width, *shape[2:])
     for layout in LAYOUTS:
-        x, z = planes(shape, dtype, layout), planes((shape[0], 9 * shape[1], *shape[2:]), dtype, layout)
-        before = z.clone()
-        shifts, sums = ops.shifts(x, dilation), ops.sum_of_shifts(z, dilation)
-        torch.testing.assert_close(shifts, _composed.shifts(x, dilation), rtol=0, atol=0)
-        assert shifts.is_contiguous() and sums.is_contiguous()
-        truth = _composed.sum_of_shifts(z.double(), dilation)
-        assert_as_exact_as_eager([sums], [_composed.sum_of_shifts(z, dilation)], [truth], ["sum"])
-        assert torch.equal(z, before)
+        x, z = planes(shape, dtype, layout), planes(codes, dtype, layout)
+        weight, base = torch.randn(width, shape[1], 3, 3).to(dtype), torch.randn(shape).to(dtype)
+        call = (x, z, weight, base, dilation)
+        ours, truth = dilated(ops, *call, dtype), dilated(_composed, *call, FLOAT64)
+        wide = FLOAT64 if dtype == FLOAT64 else torch.float32
+        eager = dilated(_composed, *call, dtype)[:2] + dilated(_composed, *call, wide)[2:]
+        assert_as_exact_as_eager(ours, eager, truth, ["F x", "F^T z", "F"])
         if x.numel():
-            # unfold reads where F x reads, F^T the other way round: its taps are mirrored.
-            taps = F.unfold(x.double(), 3, dilation, dilation).view(shape[0], shape[1], 9, *shape[2:]).flip(2)
-            torch.testing.assert_close(shifts.double(), taps.transpose(1, 2).flatten(1, 2), rtol=0, atol=0)
-            columns = z.double().reshape(shape[0], 9, shape[1], -1).flip(1).transpose(1, 2).flatten(1, 2)
-            torch.testing.assert_close(truth, F.fold(columns, shape[2:], 3, dilation, dilation))
+            leaves = [t.double().requires_grad_() for t in (x, weight)]
+            features = F.conv2d(*leaves, None, 1, dilation, dilation)
+            grads = torch.autograd.grad(features, leaves, z.double())
+            torch.testing.assert_close(truth, [features.detach(), base.double() + grads[0], grads[1]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_passes_of_dilated_convolutions_between_channels_of_one_buffer(dtype):
+    """Written in place, beside what is read; nothing else changes."""
+    buffer = torch.randn(3, 19, 9, 8).to(dtype)
+    before, weight = buffer.double().clone(), torch.randn(7, 11, 3, 3).to(dtype)
+    x, z = before[:, 1:12], before[:, 12:]
+    ops.dilated_convolution_(buffer[:, 12:], buffer[:, 1:12], weight, 2, False, None)
+    torch.testing.assert_close(buffer[:, 12:], F.conv2d(x, weight.double(), None, 1, 2, 2).to(dtype))
+    buffer.copy_(before)
+    ops.dilated_convolution_(buffer[:, 1:12], buffer[:, 12:], weight, 2, True, buffer[:, 1:12])
+    expected = x + F.conv_transpose2d(z, weight.double(), None, 1, 2, 0, 1, 2)
+    torch.testing.assert_close(buffer[:, 1:12], expected.to(dtype))
+    assert torch.equal(buffer[:, 0], before[:, 0].to(dtype)) and torch.equal(buffer[:, 12:], z.to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 70, 41), (33, 6, 8, 8), (1, 70, 16, 16)])
+def test_passes_have_the_same_bits_for_any_number_of_threads(shape):
+    x, z = torch.randn(shape), torch.randn(shape[0], 40, *shape[2:])
+    weight, share = torch.randn(40, shape[1], 3, 3), torch.empty(shape)
+    statistics, threads, results = torch.rand(5, shape[1]).unbind(), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            grad = x.flip(0)
+            sums = ops.norm_relu_backward_(grad, x, *statistics, True, torch.tensor(0.3), 2, None, share, True)
+            results.append([*dilated(ops, x, z, weight, x, 2, torch.float32), grad, share.clone(), *sums])
+            results[-1] += norm_relu(ops, x, [torch.tensor(0.7), *statistics[:3]], statistics[3:], True, *[x.dtype] * 2)
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _composed.moments(x.double())
+
+
+def norm_relu(module, x, values, statistics, training, dtype, kept) -> list[Tensor]:
+    """Of a copy of x, and the statistics."""
+    x, values, statistics = x.to(dtype).clone(), [v.to(kept) for v in values], [s.to(kept).clone() for s in statistics]
+    module.norm_relu_(x, *values, *statistics, training, 1.0)
+    return [x, *statistics]
+
+
+def unfold(module, u, g, e, values, statistics, training, error, dtype, kept) -> list[Tensor]:
+    u, g = (t.to(dtype).contiguous().clone() for t in (u, g))
+    values, statistics = [v.to(kept) for v in values], [s.to(kept).clone() for s in statistics]
+    out = g if error else torch.empty_like(u)  # in the place of g, or not
+    module.unfold_norm_relu_(u, g, e.to(dtype), *values, *statistics, training, 1.0, out, error)
+    return [u, out, *statistics]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", PASSES)
-def test_passes_of_moments(shape, dtype, capability):
-    for layout in LAYOUTS:
-        x = planes(shape, dtype, layout)
-        mean, variance = ops.moments(x + 3)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        assert mean.dtype == variance.dtype == wide
-        exact = (x + 3).double()
-        truth = [exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0)] if x.numel() else [exact.sum((0, 2, 3))] * 2
-        assert_as_exact_as_eager(
-            [mean, variance], list(_composed.moments((x + 3).to(wide))), truth, ["mean", "variance"]
-        )
-        torch.testing.assert_close(_composed.moments((x + 3).double()), tuple(truth))
+def test_passes_of_norm_and_relu(shape, dtype, training, capability):
+    wide = FLOAT64 if dtype == FLOAT64 else torch.float32
+    x = torch.randn(shape[0], shape[1] + 3, *shape[2:]).to(dtype)[:, 2 : 2 + shape[1]]
+    values = [torch.tensor(0.7), *torch.randn(3, shape[1]).unbind()]
+    statistics = [torch.randn(shape[1]), torch.rand(shape[1])]
+    names = ["result", "mean", "variance"]
+    call = (x, values, statistics, training)
+    ours, truth = norm_relu(ops, *call, dtype, wide), norm_relu(_composed, *call, *(FLOAT64,) * 2)
+    eager = norm_relu(_composed, *call, dtype, wide)[:1] + norm_relu(_composed, *call, wide, wide)[1:]
+    assert_as_exact_as_eager(ours, eager, truth, names)
+    if x.numel() > shape[1]:
+        scale, bias, gamma, beta = (v.double() for v in values)
+        u = scale * x.double() + bias.view(1, -1, 1, 1)
+        given = (None, None) if training else [s.double() for s in statistics]
+        torch.testing.assert_close(truth[0], torch.relu(F.batch_norm(u, *given, gamma, beta, training, 0.1, 1.0)))
+        if training:
+            torch.testing.assert_close(truth[1:], list(moments_of(u)))
+    for layout, error in itertools.product(LAYOUTS, (False, True)):
+        e, g = planes((shape[0], shape[1] // 2, *shape[2:]), dtype, layout), planes(shape, dtype, layout)
+        call = (x, g, e, values, statistics, training, error)
+        ours, truth = unfold(ops, *call, dtype, wide), unfold(_composed, *call, *(FLOAT64,) * 2)
+        assert_as_exact_as_eager(ours[:1], unfold(_composed, *call, dtype, wide)[:1], truth[:1], ["u"])
+        u = g.double() - values[0].double() * torch.cat([e, x[:, e.shape[1] :]], 1).double()
+        call = ([torch.ones(()), *values[1:]], statistics, training)
+        expected = norm_relu(_composed, u, *call, FLOAT64, FLOAT64)
+        torch.testing.assert_close(truth, [u, g.double() - expected[0] if error else expected[0], *expected[1:]])
+        # All else is that of u as it stands there.
+        in_place = norm_relu(ops, ours[0], *call, dtype, wide)
+        difference = (g.double() - in_place[0].double()).to(dtype) if error else in_place[0]
+        rounding = 4 * torch.finfo(dtype).eps * max(t.abs().max().item() if t.numel() else 0 for t in (ours[1], g))
+        torch.testing.assert_close(ours[1], difference, rtol=0, atol=rounding)
+        torch.testing.assert_close(ours[2:], in_place[1:])
 
 
-def norm_relu_backward(module, tensors, values, training: bool, dtype: torch.dtype, kept: torch.dtype) -> list[Tensor]:
-    tensors, values = [t.to(dtype) for t in tensors], [t.to(kept) for t in values]
-    return list(module.norm_relu_backward(*tensors, *values, training))
+def norm_relu_backward(module, tensors, values, training, handed, e, share, error, dtype, kept) -> list[Tensor]:
+    (grad, x), values = [t.to(dtype) for t in tensors], [t.to(kept) for t in values]
+    grad = grad.contiguous().clone()
+    share = torch.zeros_like(grad) if share else None
+    e = None if e is None else e.to(dtype)
+    factor = torch.tensor(0.3, dtype=kept)
+    sums = module.norm_relu_backward_(grad, x, *values, training, factor, handed, e, share, error)
+    return [grad, *([] if share is None else [share]), *sums]
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", PASSES)
 def test_passes_of_norm_and_relu_have_the_gradient_of_autograd(shape, dtype, training, capability):
-    for layout in LAYOUTS:
+    wide = FLOAT64 if dtype == FLOAT64 else torch.float32
+    for layout, with_e, share, error in itertools.product(LAYOUTS, (False, True), (False, True), (False, True)):
         u, grad = planes(shape, dtype, layout), planes(shape, dtype, layout)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        handed = shape[1] // 2
+        e = planes((shape[0], handed, *shape[2:]), dtype, layout) if with_e else None
         gamma, beta = (torch.randn(shape[1]).to(dtype) for _ in range(2))
         mean, variance = _composed.moments(u.double()) if training else (torch.randn(shape[1]), torch.rand(shape[1]))
         inverse = (variance.double() + 1e-2).rsqrt()
         statistics = (inverse, -mean.double() * inverse, gamma, beta, inverse)
 
-        call = ((grad, u), statistics, training)
+        call = ((grad, u), statistics, training, handed, e, share, error)
         ours, truth = norm_relu_backward(ops, *call, dtype, wide), norm_relu_backward(_composed, *call, *(FLOAT64,) * 2)
-        eager = (
-            norm_relu_backward(_composed, *call, dtype, wide)[:1] + norm_relu_backward(_composed, *call, wide, wide)[1:]
-        )
-        assert_as_exact_as_eager(ours, eager, truth, ["u", "gamma", "beta"])
+        eager = norm_relu_backward(_composed, *call, dtype, wide)
+        exact = norm_relu_backward(_composed, *call, wide, wide)
+        names = ["grad", *["share"] * share, "gamma", "beta"]
+        eager = eager[: 1 + share] + exact[1 + share :]
+        assert_as_exact_as_eager(ours[:-1], eager[:-1], truth[:-1], names)
+        # In training what the dot adds up cancels.
+        terms = (truth[0][:, : e.shape[1]] / 0.3 * e.double() if with_e else truth[0] / 0.3 * u.double()).abs().sum()
+        rounding = 4 * torch.finfo(wide).eps * terms
+        deviations = [(dot - truth[-1]).abs().sum() for dot in (ours[-1], exact[-1])]
+        assert deviations[0] <= 2 * deviations[1] + rounding
         if u.numel() > shape[1]:  # of one value batch norm has no deviation
             leaves = [t.double().requires_grad_() for t in (u, gamma, beta)]
             given = (None, None) if training else (mean.double(), variance.double())
             result = torch.relu(F.batch_norm(leaves[0], *given, *leaves[1:], training, 0.1, 1e-2))
-            expected = torch.autograd.grad(result, leaves, grad.double())
-            torch.testing.assert_close(truth, list(expected))
+            grad_u, *of_norm = torch.autograd.grad(result, leaves, grad.double())
+            factors = torch.ones(shape[1], dtype=FLOAT64).index_fill_(0, torch.arange(handed), 0.3).view(1, -1, 1, 1)
+            if share:
+                torch.testing.assert_close(truth[1], grad_u - grad.double() if error else grad_u)
+            torch.testing.assert_close([truth[0], *truth[1 + share : 3 + share]], [grad_u * factors, *of_norm])
+            other = u.double() if e is None else torch.cat([e.double(), torch.zeros_like(grad_u[:, handed:])], 1)
+            torch.testing.assert_close(truth[-1], (grad_u * other).sum((0, 2, 3)))

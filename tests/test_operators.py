@@ -33,7 +33,7 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
     tape = ops.lista(y, weight, one_each, thetas, x, momentum, *rest, False, True)[1].detach()
     last = x.detach().to(memory_format=torch.channels_last) if x.dim() == 4 else x.detach()
     planes = torch.randn(2, 9, 5, 6)[:, :4]
-    values = torch.rand(5, 4).unbind()
+    values = [torch.rand(4) for _ in range(5)]
     return {
         "soft_threshold": [(x, theta, bias, grad, False), (last.clone().requires_grad_(), scalar, None, None, True)],
         "soft_threshold_backward": [(grad, x.detach(), theta.detach(), False), (grad, last, scalar.detach(), True)],
@@ -44,10 +44,22 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
         ],
         "l1_norm": [(x, 1e-6), (last, 0.0)],
         "l1_norm_backward": [(torch.tensor(2.0, requires_grad=True), x.detach()), (torch.tensor(1.0), last.detach())],
-        "shifts": [(planes, 2)],
-        "sum_of_shifts": [(torch.randn(2, 18, 5, 6), 1)],
-        "moments": [(planes,)],
-        "norm_relu_backward": [(torch.randn(2, 4, 5, 6), planes, *values, training) for training in (True, False)],
+        "use_large_pages": [(torch.randn(3),)],
+        "dilated_convolution_": [
+            (torch.randn(2, 6, 5, 6), planes, torch.randn(6, 4, 3, 3), 2, False, None),
+            (torch.randn(2, 4, 5, 6), torch.randn(2, 6, 5, 6), torch.randn(6, 4, 3, 3), 1, True, planes),
+        ],
+        "dilated_correlation": [(planes, torch.randn(2, 6, 5, 6), 2)],
+        "norm_relu_": [(torch.randn(2, 4, 5, 6), torch.rand(()), *values, True, 1e-5)],
+        "unfold_norm_relu_": [
+            (torch.randn(2, 4, 5, 6), planes, planes[:, 1:], torch.rand(()), *values, training, 1e-5)
+            + (torch.randn(2, 4, 5, 6), error)
+            for training, error in ((True, False), (False, True))
+        ],
+        "norm_relu_backward_": [
+            (torch.randn(2, 4, 5, 6), planes, *values, training, torch.rand(()), 2, e, share, True)
+            for training, e, share in ((True, planes[:, 1:3], torch.randn(2, 4, 5, 6)), (False, None, None))
+        ],
         "analysis": [(y, weight, *rest)],
         "synthesis": [(x, weight, list(case.size), *rest)],
         "correlation": [(y, x, list(case.kernel), *rest)],

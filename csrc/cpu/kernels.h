@@ -15,6 +15,8 @@
 
 namespace dsc::cpu {
 
+DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
 // A dense tensor in storage order: (outer, channels, inner). NCHW is (N, M, H*W), channels_last (N*H*W, M, 1).
 struct Layout {
   int64_t outer, channels, inner;
@@ -133,24 +135,99 @@ struct Channels {
   }
 };
 
+// relu(BN(scale x + bias)), or with g: x = u is made first, u = g - scale [e; u], and normalised as u + bias. One value
+// for each channel; mean and variance are written in training.
 template <typename T>
-struct Moments {
+struct NormRelu {
+  using A = accumulate_t<T>;
   Channels<T> x;
-  accumulate_t<T>* mean;
-  accumulate_t<T>* variance;
+  T* u;              // x's values
+  Channels<T> g, e;  // or null
+  int64_t handed;    // channels of e
+  A scale;
+  const A *bias, *gamma, *beta;
+  A *mean, *variance;
+  bool training;
+  A eps;
+  T* out;
+  int64_t out_stride;
+  bool error;  // out = g less the result
 };
 
-// Of relu(gamma xhat + beta), xhat = scale x + shift, with respect to what batch norm was given; `inverse` is one over
-// its standard deviation. One value for each channel.
+// Of relu(gamma xhat + beta), xhat = scale x + shift, with respect to what batch norm was given, grad_u; `inverse` is
+// one over its standard deviation. One value for each channel.
 template <typename T>
 struct NormReluBackward {
   using A = accumulate_t<T>;
-  Channels<T> x, grad;
+  Channels<T> x, grad, e;  // e or null
   const A *scale, *shift, *gamma, *beta, *inverse;
   bool training;  // mean and deviation are those of this batch
-  T* grad_u;      // (outer, channels, inner)
-  int64_t grad_u_stride;
+  A factor;
+  int64_t handed;
+  int64_t dotted;  // channels that have a dot: those of e, or all
+  T* out;          // grad's values: factor grad_u in the channels that are handed on, grad_u in the others
+  T* share;        // or null: grad_u, less grad where `error`
+  int64_t share_stride;
+  bool error;
   A *grad_gamma, *grad_beta;
+  A* dot;  // of grad_u and e, or x
+};
+
+// --- dilated convolutions (dilated_kernels.h)
+// -------------------------------------------------------------------------
+
+// A 3x3 kernel of some dilation, of which a picture of this size has as much padding. Pictures are cut into strips.
+struct Dilation {
+  int64_t height, length, dilation;
+  bool backward;  // p - d t in the place of p + d t
+  int64_t rows;   // of a strip
+
+  // Taps that are further away than the picture is large read nothing but zeros.
+  DSC_HOST_DEVICE int64_t row_reach() const { return dilation < height ? dilation : height; }
+  DSC_HOST_DEVICE int64_t column_reach() const { return dilation < length ? dilation : length; }
+  DSC_HOST_DEVICE int64_t strips() const { return (height + rows - 1) / rows; }
+};
+
+// out = base + W x; base may be absent (values null) or out. Tasks: images x strips x groups of outputs.
+template <typename T>
+struct DilatedConvolution {
+  using A = accumulate_t<T>;
+  Dilation dilation;
+  int64_t images, inputs, outputs;
+  Channels<T> x;
+  const A* weight;
+  int64_t weight_output, weight_input;  // from one output's nine taps to the next's, and likewise of inputs
+  Channels<T> base;
+  T* out;
+  int64_t out_stride;  // of images
+
+  // Outputs that share copies of what they read.
+  DSC_HOST_DEVICE int64_t groups() const { return (outputs + 31) / 32; }
+  DSC_HOST_DEVICE int64_t group() const { return (outputs + groups() - 1) / groups(); }
+  DSC_HOST_DEVICE int64_t tasks() const { return images * dilation.strips() * groups(); }
+};
+
+// For each share, a range of strips of images: [channel of z][column][row][channel of x], the sums of
+// z[o, p] x[c, p + d t], or of z[o, p + d t] x[c, p] where `dilation` is not backward. Tasks: shares x groups.
+template <typename T>
+struct DilatedCorrelation {
+  using A = accumulate_t<T>;
+  Dilation dilation;
+  int64_t images, inputs, outputs;  // channels of x, of z
+  Channels<T> x, z;
+  int64_t chunk;  // strips whose sums over pixels are kept in registers
+  int64_t shares;
+  A* sums;
+
+  DSC_HOST_DEVICE int64_t sums_width() const { return padded(inputs, 4); }
+  DSC_HOST_DEVICE int64_t share_size() const { return outputs * 9 * sums_width(); }
+  DSC_HOST_DEVICE int64_t groups() const { return (outputs + 7) / 8; }
+  DSC_HOST_DEVICE int64_t group() const { return (outputs + groups() - 1) / groups(); }
+  DSC_HOST_DEVICE int64_t chunks() const { return (images * dilation.strips() + chunk - 1) / chunk; }
+  DSC_HOST_DEVICE int64_t first_piece(int64_t share) const {
+    const int64_t pieces = images * dilation.strips(), first = chunks() * share / shares * chunk;
+    return first < pieces ? first : pieces;
+  }
 };
 
 // --- packed codes (packed_kernels.h) --------------------------------------------------------------------------------
@@ -161,8 +238,6 @@ constexpr int64_t block_pixels = 96;    // pixels that share a place in a packed
 constexpr int64_t product_pixels = 48;  // pixels whose products with all atoms are computed before they are packed
 constexpr int64_t tile_pixels = 6;      // pixels of a register tile
 static_assert(block_pixels % product_pixels == 0 && product_pixels % tile_pixels == 0);
-
-DSC_HOST_DEVICE int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 // Where the patch of a code pixel lies in a plane, and the tables of atoms that are as long as a patch.
 //
@@ -320,8 +395,12 @@ struct Kernels {
   void (*shrink_backward)(const ShrinkBackward<T>&, int64_t begin, int64_t end);
   void (*l1_norm)(const L1Norm<T>&, int64_t begin, int64_t end);
   void (*l1_norm_backward)(const L1NormBackward<T>&, int64_t begin, int64_t end);
-  void (*moments)(const Moments<T>&, int64_t begin, int64_t end);
+  void (*norm_relu)(const NormRelu<T>&, int64_t begin, int64_t end);
   void (*norm_relu_backward)(const NormReluBackward<T>&, int64_t begin, int64_t end);
+  int64_t (*dilated_convolution_scratch)(const DilatedConvolution<T>&);
+  void (*dilated_convolution)(const DilatedConvolution<T>&, int64_t begin, int64_t end, char* scratch);
+  int64_t (*dilated_correlation_scratch)(const DilatedCorrelation<T>&);
+  void (*dilated_correlation)(const DilatedCorrelation<T>&, int64_t begin, int64_t end, char* scratch);
   int64_t (*workspace_size)(int64_t atoms, int64_t vectors);
   void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);

@@ -8,6 +8,7 @@
 #if defined(__AVX512F__)
 #include "bf16_kernels.h"
 #endif
+#include "dilated_kernels.h"
 #include "norm_kernels.h"
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
@@ -31,8 +32,12 @@ constexpr Kernels<T> make_kernels() {
           shrink_backward_tasks<T>,
           l1_norm_tasks<T>,
           l1_norm_backward_range<T>,
-          moments_of_channels<T>,
+          norm_relu_channels<T>,
           norm_relu_backward_channels<T>,
+          dilated_convolution_scratch<T>,
+          dilated_convolution<T>,
+          dilated_correlation_scratch<T>,
+          dilated_correlation<T>,
           workspace_size<accumulate_t<T>>,
           packed_synthesis<accumulate_t<T>>,
           packed_analysis<T>,

@@ -19,10 +19,10 @@ ARGUMENTS = (
 
 
 def _block(filters, scale, bias, gamma, beta, dilations, unfoldings, fista, training, eps) -> _dilated.Block:
-    taps = [_dilated.taps_of(f) for f in filters]
+    filters = [f.contiguous() for f in filters]
     width, first = filters[0].shape[:2]
     return _dilated.Block(
-        taps, scale, bias, gamma, beta, dilations, unfoldings, fista, training, eps, width=width, first=first
+        filters, scale, bias, gamma, beta, dilations, unfoldings, fista, training, eps, width=width, first=first
     )
 
 
@@ -59,7 +59,7 @@ def _msd_csc_backward(
 ):
     block = _block(filters, scale, bias, gamma, beta, dilations, unfoldings, fista, training, eps)
     grad_y, total = _dilated.backward(grad, tape, block, y.shape, mean, variance)
-    grad_filters = [_dilated.weight_of(t, block.width) for t in total.taps]
+    grad_filters = [g.to(f.dtype) for g, f in zip(total.filters, filters, strict=True)]
     others = [
         g.to(t.dtype)
         for g, t in zip((total.scale, total.bias, total.gamma, total.beta), (scale, bias, gamma, beta), strict=True)
