@@ -153,6 +153,10 @@ template <typename Body>
 void for_each_value(int64_t channels, int64_t h, int64_t w, const Body& body) {
   constexpr int64_t side = 8;
   const int64_t column = h * channels;
+  if (h * w == 1) {  // both are a row of channels
+    for (int64_t c = 0; c < channels; ++c) body(c, c);
+    return;
+  }
   for (int64_t r = 0; r < column; r += side)
     for (int64_t x = 0; x < w; x += side)
       for (int64_t i = r; i < std::min(column, r + side); ++i) {

@@ -608,6 +608,15 @@ void packed_analysis(const PackedAnalysis<T>& p, char* scratch) {
   }
 }
 
+// Writes or adds a row of atoms to a dense code of a single pixel.
+template <typename T>
+DSC_HOST_DEVICE void write_row(const accumulate_t<T>* row, int64_t atoms, bool add, T* dense) {
+  if (add)
+    for (int64_t m = 0; m < atoms; ++m) dense[m] = store<T>(load(dense[m]) + row[m]);
+  else
+    for (int64_t m = 0; m < atoms; ++m) dense[m] = store<T>(row[m]);
+}
+
 // Writes or adds `pixels` rows of atoms to as many neighbours in the planes of a dense code.
 template <typename T>
 DSC_HOST_DEVICE void write_rows(const accumulate_t<T>* rows, int64_t width, int64_t pixels, int64_t atoms, bool add,
@@ -670,7 +679,11 @@ void dense_analysis(const DenseAnalysis<T>& p, char* scratch) {
     if (p.scale != A(1))
       for (int64_t i = 0; i < pixels * width; ++i) work.rows[i] *= p.scale;
     for_each_run(p.first + t, pixels, p.image_pixels, p.image_size, [&](int64_t i, int64_t run, int64_t offset) {
-      write_rows<T>(work.rows + i * width, width, run, p.atoms, p.add, p.image_pixels, p.dense + offset);
+      const A* const rows = work.rows + i * width;
+      if (p.image_pixels == 1)
+        write_row<T>(rows, p.atoms, p.add, p.dense + offset);
+      else
+        write_rows<T>(rows, width, run, p.atoms, p.add, p.image_pixels, p.dense + offset);
     });
   }
 }
@@ -1098,8 +1111,17 @@ void packed_to_dense(const PackedToDense<T>& p, char* scratch) {
   T* const tile = reinterpret_cast<T*>(work.rows);  // [atom][pixel]
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
-    memset(tile, 0, p.atoms * block_pixels * sizeof(T));
     const A* value = p.codes.values + p.codes.places[block].first;
+    if (p.image_pixels == 1) {  // atoms of a pixel side by side
+      T* row = p.dense + (p.first + first) * p.image_size;
+      for (int64_t t = 0; t < pixels; ++t, row += p.image_size) {
+        memset(row, 0, p.atoms * sizeof(T));
+        for_each_nonzero(p.codes.masks + (first + t) * bytes, bytes,
+                         [&](int64_t atom) { row[atom] = store<T>(*value++); });
+      }
+      continue;
+    }
+    memset(tile, 0, p.atoms * block_pixels * sizeof(T));
     for (int64_t t = 0; t < pixels; ++t)
       for_each_nonzero(p.codes.masks + (first + t) * bytes, bytes,
                        [&](int64_t atom) { tile[atom * block_pixels + t] = store<T>(*value++); });
