@@ -233,11 +233,15 @@ def dilated_convolution_(
     if transposed and base is not out:
         out.copy_(base) if base is not None else out.zero_()
     for part in _chunks(x, weight.shape[0]):
-        matrices = matrix.expand(x[part].shape[0], -1, -1)
+        matrices = _wide(matrix).expand(x[part].shape[0], -1, -1)
         if transposed:
-            out[part].flatten(2).baddbmm_(matrices, shifts(x[part], dilation).flatten(2))
+            sums, shifted = out[part].flatten(2), _wide(shifts(x[part], dilation).flatten(2))
+            if sums.dtype == shifted.dtype:
+                sums.baddbmm_(matrices, shifted)
+            else:
+                sums.copy_(torch.baddbmm(_wide(sums), matrices, shifted))
         else:
-            products = torch.bmm(matrices, x[part].flatten(2)).unflatten(2, x.shape[2:])
+            products = torch.bmm(matrices, _wide(x[part].flatten(2))).unflatten(2, x.shape[2:])
             sums = sum_of_shifts(products, dilation)
             out[part] = sums if base is None else base[part] + sums
 
@@ -245,8 +249,8 @@ def dilated_convolution_(
 def dilated_correlation(x: Tensor, z: Tensor, dilation: int) -> Tensor:
     gradient = _wide(x.new_zeros(9 * z.shape[1], x.shape[1]))
     for part in _chunks(x, z.shape[1]):
-        shifted = shifts(z[part], dilation).flatten(2)
-        gradient += torch.bmm(shifted, x[part].flatten(2).transpose(1, 2)).sum(0)
+        shifted = _wide(shifts(z[part], dilation).flatten(2))
+        gradient += torch.bmm(shifted, _wide(x[part].flatten(2)).transpose(1, 2)).sum(0)
     return gradient.view(3, 3, z.shape[1], x.shape[1]).permute(2, 3, 0, 1).contiguous()
 
 
