@@ -42,15 +42,25 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    if config.getoption("--best-level"):
-        best = _C.cpu_capabilities()[-1]
-        left_out = [item for item in items if _level(item) not in (None, best)]
-        items[:] = [item for item in items if _level(item) in (None, best)]
-        config.hook.pytest_deselected(items=left_out)
+    wanted = _is_of_best_level if config.getoption("--best-level") else _is_of_own_kernels
+    left_out = [item for item in items if not wanted(item)]
+    items[:] = [item for item in items if wanted(item)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def _level(item) -> str | None:
     return item.callspec.params.get("capability") if hasattr(item, "callspec") else None
+
+
+def _is_of_best_level(item) -> bool:
+    return _level(item) in (None, _C.cpu_capabilities()[-1])
+
+
+def _is_of_own_kernels(item) -> bool:
+    """Whether no other level has the same kernels: avx512_bf16 is avx512 but for bfloat16."""
+    if _level(item) != "avx512" or "avx512_bf16" not in _C.cpu_capabilities():
+        return True
+    return torch.bfloat16 in item.callspec.params.values() or "bfloat16" in item.name
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which shares the tests out to processes
