@@ -88,6 +88,20 @@ STABLE_TORCH_LIBRARY(dsc_ops, library) {
       " Tensor inverse, bool training, Tensor factor, int handed, Tensor? e, Tensor(b!)? share, bool error)"
       " -> (Tensor grad_gamma, Tensor grad_beta, Tensor dot)");
 
+  // The block of Res-CSC whose layers have as many channels as x, a multiple of 16: with A_i and S_i of first and
+  // second (M, M, 3, 3), a = A_1 x, g = relu(BN_1(a)) + scale S_2 x, u = A_2 g and codes = relu(BN_2(u) + x), without +
+  // x where there is no shortcut. scale is 0-d, the other values (M,), float32 or float64 as x. Results have channels
+  // last; statistics are mean and variance of both norms (4, M), in training those of the batch.
+  library.def(
+      "res_csc(Tensor x, Tensor first, Tensor second, Tensor scale, Tensor gamma_1, Tensor beta_1, Tensor gamma_2,"
+      " Tensor beta_2, Tensor mean_1, Tensor variance_1, Tensor mean_2, Tensor variance_2, bool training, float eps_1,"
+      " float eps_2, bool shortcut) -> (Tensor codes, Tensor a, Tensor g, Tensor u, Tensor statistics)");
+  library.def(
+      "res_csc_backward(Tensor grad, Tensor a, Tensor g, Tensor u, Tensor statistics, Tensor x, Tensor first,"
+      " Tensor second, Tensor scale, Tensor gamma_1, Tensor beta_1, Tensor gamma_2, Tensor beta_2, bool training,"
+      " float eps_1, float eps_2, bool shortcut) -> (Tensor grad_x, Tensor grad_first, Tensor grad_second,"
+      " Tensor grad_scale, Tensor grad_gamma_1, Tensor grad_beta_1, Tensor grad_gamma_2, Tensor grad_beta_2)");
+
   // What lista and conv_soft_threshold are on CUDA where the kernels on packed codes serve (dsc_ops/_on_cuda.py): one
   // group, no dilation; theta (iterations, M) or (M,) and bias (M,) in the type of sums, in which grad_y comes too.
   // grad_sums and grad_theta have rows for theta and for bias, (2, M) and (iterations, 2, M).

@@ -343,23 +343,60 @@ def _lista_backward(ctx, grad, _):
 
 _differentiate("lista", _lista_backward, _lista_setup)
 
+# --- res_csc ----------------------------------------------------------------------------------------------------------
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("dsc_ops::res_csc")
+def _(x, first, second, scale, gamma_1, *rest):
+    return *(_channels_last(x) for _ in range(4)), x.new_empty(4, x.shape[1])
+
+
+@torch.library.register_fake("dsc_ops::res_csc_backward")
+def _(grad, a, g, u, statistics, x, first, second, scale, gamma_1, *rest):
+    return (
+        _channels_last(x),
+        *(w.new_empty(w.shape) for w in (first, second, scale)),
+        *(gamma_1.new_empty(gamma_1.shape) for _ in range(4)),
+    )
+
+
+def _res_csc_setup(ctx, inputs, output):
+    *tensors, _, _, _, _, training, eps_1, eps_2, shortcut = inputs
+    ctx.rest = (training, eps_1, eps_2, shortcut)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], *tensors)
+
+
+def _res_csc_backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 16
+    gradients = ops.res_csc_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return *_needed(ctx, gradients, range(8)), *[None] * 8
+
+
+_differentiate("res_csc", _res_csc_backward, _res_csc_setup)
+
 # --- no second derivative ---------------------------------------------------------------------------------------------
 
 
-def _once_differentiable(name: str) -> None:
+def _once_differentiable(name: str, definition: str) -> None:
     def setup(ctx, inputs, output):
         pass
 
     def refuse(ctx, *grads):
-        raise RuntimeError(
-            f"dsc_ops: the second derivative of {name} is not supported (dsc_ops.reference.{name} has it)"
-        )
+        raise RuntimeError(f"dsc_ops: the second derivative of {name} is not supported ({definition}.{name} has it)")
 
     _differentiate(f"{name}_backward", refuse, setup)
 
 
 for _name in ("soft_threshold", "shrink", "conv_soft_threshold", "lista"):
-    _once_differentiable(_name)
+    _once_differentiable(_name, "dsc_ops.reference")
+_once_differentiable("res_csc", "dsc_ops.layers.csc.reference")
 
 
 def _l1_norm_double_setup(ctx, inputs, output):
@@ -429,6 +466,8 @@ for _name, _batches in {
     "conv_soft_threshold_backward": (),
     "lista": (0, 4),
     "lista_backward": (),
+    "res_csc": (),
+    "res_csc_backward": (),
 }.items():
     _mapped(_name, *_batches)
 
@@ -467,3 +506,5 @@ if cuda_reason:
     for _name in ("soft_threshold", "shrink", "l1_norm", "packed_conv_soft_threshold", "packed_lista"):
         for _operator in (_name, f"{_name}_backward"):
             _library.impl(_operator, refuse_cuda(_operator, cuda_reason), "CUDA")
+for _name in ("res_csc", "res_csc_backward"):
+    _library.impl(_name, refuse_cuda(_name, "there its layer is composed of other operators"), "CUDA")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from numerics import assert_as_exact_as_eager
 from torch import Tensor, nn
 from torch.library import opcheck
 
@@ -230,19 +231,132 @@ def test_ml_ista_lowers_the_objective_of_the_deepest_code():
 # --- Res-CSC ----------------------------------------------------------------------------------------------------------
 
 
+def res_csc(block: ResCSCBlock, x: Tensor) -> Tensor:
+    """Its definition, on norms of its own that have the block's parameters."""
+    norms, scale = copy.deepcopy(block.norms), 0.0 if block.scale is None else block.scale
+    for twin, norm in zip(norms, block.norms, strict=True):
+        twin.weight, twin.bias = norm.weight, norm.bias
+    fista, shortcut = block.solver == "fista", block.kind in ("res-csc", "resnet")
+    return reference.res_csc(x, tuple(block.dictionaries), norms, scale, block.stride, shortcut, fista, block.one_sided)
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("code_channels", "stride"), [(4, 1), (7, 2)])
 @pytest.mark.parametrize("kind", csc.residual.KINDS)
-def test_res_csc_is_its_definition(kind, code_channels, stride):
-    block = shaken(ResCSCBlock(4, code_channels, stride, kind=kind, **FLOAT64))
-    scale = 0.0 if block.scale is None else block.scale
+def test_res_csc_is_its_definition(kind, code_channels, stride, training):
+    block = shaken(ResCSCBlock(4, code_channels, stride, kind=kind, **FLOAT64)).train(training)
+    assert_same(block, lambda x: res_csc(block, x), torch.randn(3, 4, 7, 6, **FLOAT64))
 
-    def plain(x: Tensor) -> Tensor:
-        norms, shortcut = copy.deepcopy(block.norms), kind in ("res-csc", "resnet")
-        for twin, norm in zip(norms, block.norms, strict=True):
-            twin.weight, twin.bias = norm.weight, norm.bias
-        return reference.res_csc(x, tuple(block.dictionaries), norms, scale, stride, shortcut)
 
-    assert_same(block, plain, torch.randn(3, 4, 7, 6, **FLOAT64))
+@pytest.mark.parametrize("one_sided", [True, False])
+@pytest.mark.parametrize("solver", ["ista", "fista"])
+@pytest.mark.parametrize(("kind", "iterations"), [("res-csc", 1), ("res-csc", 4), ("simplified", 3), ("resnet", 3)])
+def test_res_csc_of_several_steps_and_of_both_signs(kind, iterations, solver, one_sided):
+    options = dict(kind=kind, iterations=iterations, solver=solver, one_sided=one_sided)
+    block, x = shaken(ResCSCBlock(4, 6, 2, **options, **FLOAT64)), torch.randn(3, 4, 7, 6, **FLOAT64)
+    assert_same(block, lambda x: res_csc(block, x), x)
+    assert (block(x).min() < 0) == (not one_sided) and len(block.norms) == 1 + iterations
+
+
+SIZES = [(2, 16, 7, 6), (3, 48, 5, 9), (1, 32, 1, 2), (5, 16, 1, 1), (1, 64, 9, 8)]
+# A large one in float64 alone: of many values one is so close to zero that ReLU's choice is a matter of rounding.
+AS_ONE = [*itertools.product((torch.float32, torch.float64), SIZES), (torch.float64, (1, 16, 64, 57))]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["res-csc", "simplified"])
+@pytest.mark.parametrize(("dtype", "shape"), AS_ONE, ids=str)
+def test_res_csc_as_one_operator(shape, dtype, kind, training, capability):
+    """Results, gradients and statistics, as exact as those of the plain writing in the same dtype."""
+    block = shaken(ResCSCBlock(shape[1], shape[1], kind=kind, dtype=dtype)).train(training)
+    x, grad = (torch.randn(shape, dtype=dtype) for _ in range(2))
+    assert block._is_one_operator(x)
+    names = ["codes", "x", *(name for name, _ in block.named_parameters()), *["statistics"] * 4]
+    found = []
+    for plain, wide in ((False, dtype), (True, dtype), (True, torch.float64)):
+        twin = copy.deepcopy(block).to(wide)
+        y, shortcut = x.to(wide).requires_grad_(), kind == "res-csc"
+        parts = (tuple(twin.dictionaries), twin.norms, twin.scale, 1, shortcut)
+        codes = reference.res_csc(y, *parts) if plain else twin(y)
+        gradients = torch.autograd.grad(codes, [y, *twin.parameters()], grad.to(wide))
+        found.append([codes.detach(), *gradients, *(b for b in twin.buffers() if b.dim())])
+    # c has one gradient, of many products that cancel: the plain writing may be as exact as it likes.
+    c, (ours, _, truth) = names.index("scale"), found
+    torch.testing.assert_close(ours[c].double(), truth[c], rtol=1e-4, atol=1e-5 * grad.numel() ** 0.5)
+    assert_as_exact_as_eager(*([t for i, t in enumerate(each) if i != c] for each in (*found, names)))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_of_res_csc_are_those_of_batch_norm(momentum):
+    block = shaken(ResCSCBlock(16, 16))
+    for norm in block.norms:
+        norm.momentum, norm.eps = momentum, 0.1
+    twin = copy.deepcopy(block)
+    for _ in range(3):
+        x = torch.randn(2, 16, 5, 4)
+        block(x), reference.res_csc(x, tuple(twin.dictionaries), twin.norms, twin.scale)
+    for name, value in block.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name])
+
+
+def test_res_csc_is_composed_where_the_operator_does_not_serve():
+    x = torch.randn(2, 16, 5, 4)
+    blocks = [ResCSCBlock(16, 16, **kw) for kw in (dict(kind="resnet"), dict(iterations=2), dict(one_sided=False))]
+    blocks += [ResCSCBlock(16, 16, 2), ResCSCBlock(16, 32), ResCSCBlock(16, 16).double(), ResCSCBlock(16, 16)]
+    blocks[-1].norms[1] = nn.Identity()
+    assert not any(block._is_one_operator(x) for block in blocks)
+    block = shaken(ResCSCBlock(16, 16))
+    assert block._is_one_operator(x) and not block._is_one_operator(x[:0]) and not block._is_one_operator(x.bfloat16())
+    assert not block._is_one_operator(x[:1, :, :1, :1]) and block.eval()._is_one_operator(x[:1, :, :1, :1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not block._is_one_operator(x)
+    block.norms[1].train()
+    assert not block._is_one_operator(x)
+    torch.testing.assert_close(block(x), res_csc(block, x))
+
+
+def test_res_csc_as_one_operator_in_any_layout_and_number_of_threads():
+    block, results = shaken(ResCSCBlock(16, 16)), []
+    x, threads = torch.randn(3, 16, 9, 8), torch.get_num_threads()
+    views = [x, x.to(memory_format=torch.channels_last), torch.stack([x, x], -1)[..., 0]]
+    try:
+        for view, count in itertools.product(views, (1, 2, 3)):
+            torch.set_num_threads(count)
+            y = view.detach().requires_grad_()
+            codes = block(y)
+            results.append([codes, *torch.autograd.grad(codes.square().sum(), [y, *block.parameters()])])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_res_csc_against_differences(training):
+    block = shaken(ResCSCBlock(16, 16, **FLOAT64)).train(training)
+    names, parameters = zip(
+        *((n, p.detach().clone().requires_grad_()) for n, p in block.named_parameters()), strict=True
+    )
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(block, dict(zip(names, values, strict=True)), (x,))
+
+    x = torch.randn(2, 16, 3, 4, **FLOAT64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
+    with pytest.raises(RuntimeError, match="second derivative of res_csc is not supported"):
+        (grad,) = torch.autograd.grad(function(x, *parameters).square().sum(), x, create_graph=True)
+        grad.sum().backward()
+
+
+def test_torch_compile_of_res_csc():
+    block, x = shaken(ResCSCBlock(16, 16)), torch.randn(2, 16, 6, 5)
+    twin, results = copy.deepcopy(block), []
+    for one, function in ((block, block), (twin, torch.compile(twin, fullgraph=True, backend="aot_eager"))):
+        y = x.clone().requires_grad_()
+        codes = function(y)
+        results.append([codes, *torch.autograd.grad(codes.square().sum(), [y, *one.parameters()]), *one.buffers()])
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("res-csc", "resnet"), ("simplified", "plain")])
@@ -274,15 +388,18 @@ def norms_of(block: MSDCSCBlock) -> list[list[nn.BatchNorm2d]]:
 def msd_csc(block: MSDCSCBlock, y: Tensor, norms) -> Tensor:
     names = ("dictionary", "scale", "bias")
     parameters = [[getattr(layer, name) for layer in block.layers] for name in names]
-    return reference.msd_csc(y, *parameters, norms, block.dilations, block.unfoldings, block.solver == "fista")
+    fista = block.solver == "fista"
+    return reference.msd_csc(y, *parameters, norms, block.dilations, block.unfoldings, fista, block.one_sided)
 
 
+@pytest.mark.parametrize("one_sided", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("solver", ["ista", "fista"])
 @pytest.mark.parametrize("unfoldings", [0, 1, 3])
-def test_msd_csc_is_its_definition(unfoldings, solver, training):
+def test_msd_csc_is_its_definition(unfoldings, solver, training, one_sided):
     """Also with slopes of batch norm below zero and at zero, and a dilation beyond the picture."""
-    block = shaken(MSDCSCBlock(3, [1, 2, 1, 9], unfoldings, solver, in_channels=4, **FLOAT64)).train(training)
+    options = dict(in_channels=4, one_sided=one_sided, **FLOAT64)
+    block = shaken(MSDCSCBlock(3, [1, 2, 1, 9], unfoldings, solver, **options)).train(training)
     with torch.no_grad():
         block.layers[1].norm_weight[:3] *= -1
         block.layers[2].norm_weight[1] = 0
@@ -290,8 +407,9 @@ def test_msd_csc_is_its_definition(unfoldings, solver, training):
     assert_same(block, lambda y: msd_csc(block, y, norms), torch.randn(3, 4, 7, 8, **FLOAT64), tolerance=1e-7)
 
 
-def test_running_statistics_are_those_of_batch_norm_in_each_pass():
-    block = shaken(MSDCSCBlock(3, [1, 2], 2, **FLOAT64))
+@pytest.mark.parametrize("one_sided", [True, False])
+def test_running_statistics_are_those_of_batch_norm_in_each_pass(one_sided):
+    block = shaken(MSDCSCBlock(3, [1, 2], 2, one_sided=one_sided, **FLOAT64))
     norms, y = norms_of(block), torch.randn(3, 3, 6, 5, **FLOAT64)
     for _ in range(2):
         block(y), msd_csc(block, y, norms)
@@ -388,7 +506,9 @@ MODULES = {
     "MLCSC-ml-lista": lambda **kw: MLCSC([nn.Conv2d(2, 4, 3, **kw)], "ml-lista", 1, one_sided=False),
     "MLCSC-layered-ista": lambda **kw: MLCSC([nn.Conv2d(2, 4, 3, **kw)], "layered-ista", 2),
     "ResCSCBlock": lambda **kw: ResCSCBlock(2, 4, 2, **kw),
+    "ResCSCBlock-steps": lambda **kw: ResCSCBlock(2, 4, iterations=3, solver="fista", one_sided=False, **kw),
     "MSDCSCBlock": lambda **kw: MSDCSCBlock(3, [1, 2], 2, "fista", in_channels=2, **kw),
+    "MSDCSCBlock-signs": lambda **kw: MSDCSCBlock(3, [1, 2], 3, "fista", in_channels=2, one_sided=False, **kw),
 }
 module = pytest.mark.parametrize("name", MODULES)
 
@@ -446,7 +566,7 @@ def test_autocast(name):
         codes = layer(y)
         codes.float().square().sum().backward()
     # The shortcut keeps the dtype of the input, as in ResNet.
-    assert codes.dtype == (torch.float32 if name == "ResCSCBlock" else torch.bfloat16)
+    assert codes.dtype == (torch.float32 if name.startswith("ResCSCBlock") else torch.bfloat16)
     assert (codes - expected).norm() < 0.05 * expected.norm()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters())
 
@@ -592,6 +712,21 @@ MESSAGES = [
     ),
     (lambda: ResCSCBlock(2, 2, kind="dense"), ValueError, "ResCSCBlock: kind is 'dense', it takes one of res-csc,"),
     (lambda: ResCSCBlock(3, 2), ValueError, "ResCSCBlock: code_channels is 2, it takes at least in_channels = 3"),
+    (
+        lambda: ResCSCBlock(2, 2, solver="admm"),
+        ValueError,
+        "ResCSCBlock: solver is 'admm', it takes one of ista, fista",
+    ),
+    (
+        lambda: ResCSCBlock(2, 2, iterations=0),
+        ValueError,
+        "ResCSCBlock: iterations is 0, it takes an integer of at least 1",
+    ),
+    (
+        lambda: ResCSCBlock(2, 2, kind="plain", iterations=2),
+        ValueError,
+        "ResCSCBlock: iterations is 2, kind 'plain' takes 1",
+    ),
     (lambda: ResCSCBlock(3, 3)(Y), ValueError, "ResCSCBlock: x has shape (1, 2, 8, 8), it takes (N, 3, H, W)"),
     (lambda: MSDCSCBlock(2, 3), TypeError, "MSDCSCBlock: dilations must be a sequence of at least one integer, got 3"),
     (

@@ -55,9 +55,10 @@ CSC = [
     "CSCConv(in_channels, code_channels, kernel_size, iterations=2, *, stride=1, padding=None, lam=0.1, "
     "solver='fista', one_sided=True, learn_threshold=False)",
     "MLCSC(layers, method='ml-ista', unfoldings=0, *, one_sided=True, learn_threshold=True)",
-    "ResCSCBlock(in_channels, code_channels, stride=1, *, kind='res-csc', scale=-0.1, learn_threshold=True)",
-    "MSDCSCBlock(width, dilations, unfoldings=0, solver='ista', *, in_channels=None, learn_threshold=True, eps=1e-05, "
-    "momentum=0.1)",
+    "ResCSCBlock(in_channels, code_channels, stride=1, *, kind='res-csc', scale=-0.1, iterations=1, solver='ista', "
+    "one_sided=True, learn_threshold=True)",
+    "MSDCSCBlock(width, dilations, unfoldings=0, solver='ista', *, in_channels=None, one_sided=True, "
+    "learn_threshold=True, eps=1e-05, momentum=0.1)",
     "convert(model, pattern='*')",
     "fit_lambda(model, clean_loader, corruption, levels, lambdas)",
     "adapted_lambda(model, loader, relation)",

@@ -562,6 +562,8 @@ y, w, x = randn(2, 2, 6), randn(3, 2, 3), randn(2, 3, 6)
 y2, w2, x2 = randn(2, 4, 6, 5), randn(6, 2, 3, 3), randn(2, 6, 6, 5)
 g, g2 = ([1], [1], [1], 1), ([1, 1], [1, 1], [1, 1], 2)
 theta, analysis, one_each = randn(3), randn(2, 3, 2, 3), randn(2, 3)
+block = randn(2, 16, 3, 5), *randn(2, 16, 16, 3, 3).unbind(), theta.sum(), *randn(4, 16).unbind()
+rest = (True, 1e-5, 1e-5, True)
 tape = ops.lista(y, w, analysis, one_each, x, [0.0, 0.5], *g, False, True)[1]
 CALLS = [
     ("soft_threshold", x, theta, theta, x, False),
@@ -578,6 +580,8 @@ CALLS = [
     ("norm_relu_", x2, theta.sum(), *randn(5, 6).unbind(), True, 1e-5),
     ("unfold_norm_relu_", x2, x2, y2, theta.sum(), *randn(5, 6).unbind(), True, 1e-5, x2, True),
     ("norm_relu_backward_", x2, x2, *randn(5, 6).unbind(), True, theta.sum(), 4, y2, randn(2, 6, 6, 5), True),
+    ("res_csc", *block, *randn(4, 16).exp().unbind(), *rest),
+    ("res_csc_backward", block[0], *ops.res_csc(*block, *randn(4, 16).exp().unbind(), *rest)[1:], *block, *rest),
     ("analysis", y, w, *g),
     ("analysis", y2, w2, *g2),
     ("synthesis", x, w, [6], *g),
@@ -666,6 +670,7 @@ def test_operators_called_past_the_functions_do_not_crash():
         ("dilated_convolution_", (X2, X2, SQUARE[1:], 1, False, None), "weight"),
         ("dilated_convolution_", (X2.mT, X2.mT, SQUARE, 1, False, None), "out .*planes"),
         ("dilated_correlation", (X2, X2[1:], 1), "z has the wrong shape"),
+        ("res_csc", (X2, SQUARE, SQUARE, ONE, *torch.ones(8, 2).unbind(), True, 0.1, 0.1, True), "a multiple of 16"),
         ("norm_relu_", (X2, ONE, *torch.ones(5, 2).unbind(), True, 0.1), "for each channel"),
         ("norm_relu_backward_", (X2[1:], X2, *STATISTICS, True, ONE, 0, None, None, False), "grad"),
         ("norm_relu_backward_", (X2, X2, *STATISTICS, True, ONE, 99, None, None, False), "fewer channels"),

@@ -22,6 +22,18 @@ def trailing(case: Convolution) -> list:
     return [*expand, case.groups]
 
 
+def res_csc(training: bool, shortcut: bool) -> tuple:
+    tensors = [torch.randn(shape) for shape in ((2, 16, 3, 4), (16, 16, 3, 3), (16, 16, 3, 3), ())]
+    tensors += [torch.rand(16) + 0.5 for _ in range(8)]
+    return *(t.requires_grad_(i < 8) for i, t in enumerate(tensors)), training, 1e-5, 0.1, shortcut
+
+
+def res_csc_backward(training: bool) -> tuple:
+    tensors = [a.detach() if isinstance(a, torch.Tensor) else a for a in res_csc(training, True)]
+    codes, *tape = ops.res_csc(*tensors)
+    return torch.randn_like(codes), *tape, *tensors[:8], *tensors[12:]
+
+
 def samples(case: Convolution) -> dict[str, list[tuple]]:
     """Arguments of every operator; the first list of each is differentiated."""
     y, weight, x = (t.float().requires_grad_() for t in (case.signal(), case.weight(), case.code(0.3)))
@@ -60,6 +72,8 @@ def samples(case: Convolution) -> dict[str, list[tuple]]:
             (torch.randn(2, 4, 5, 6), planes, *values, training, torch.rand(()), 2, e, share, True)
             for training, e, share in ((True, planes[:, 1:3], torch.randn(2, 4, 5, 6)), (False, None, None))
         ],
+        "res_csc": [res_csc(True, False), res_csc(False, True)],
+        "res_csc_backward": [res_csc_backward(True), res_csc_backward(False)],
         "analysis": [(y, weight, *rest)],
         "synthesis": [(x, weight, list(case.size), *rest)],
         "correlation": [(y, x, list(case.kernel), *rest)],

@@ -34,19 +34,21 @@ SANITIZE = [
 COMPILER = "g++"
 
 # The host files whose memory and arithmetic are looked at; the others are only there to make the package complete.
-SANITIZED = ["lista", "packed", "convolution", "dilated", "norm"]
+SANITIZED = ["lista", "packed", "convolution", "dilated", "norm", "residual"]
 # Compiling is what takes the time, and a third of it kernels that no test here calls.
 LEFT_OUT = r"shrink(_backward)?_tasks<T>"
 
 # What runs: every plan, every kind of iteration, gradients one by one, damaged tapes, random geometries, convolutions,
-# the passes of MSD-CSC.
+# the passes of MSD-CSC, the block of Res-CSC.
 TESTS = (
     "test_packed and ((every_plan and 0.1) or (every_kind and 0.1 and (copied or atoms)) or (negative and True)"
     " or (any_choice and fista and False and (strips or copied or atoms)) or (infinity and False)"
     " or (tape and not touched) or places or masks or byte or geometry)"
     " or test_lista_matches or gradients_asked_for or empty_batches or (test_convolutions_match and float32)"
-    " or test_passes or (half_precision and 0.1 and avx512_bf16)"
+    " or test_passes or (res_csc_as_one_operator and 48) or (half_precision and 0.1 and avx512_bf16)"
 )
+
+FILES = ("packed", "functional", "csc")
 
 # Each is one edit of csrc/cpu/packed.cpp, and what the sanitizers have to say about it.
 DEFECTS = {
@@ -203,7 +205,7 @@ def build(tmp_path_factory):
 def test_kernels_under_the_sanitizers(build):
     # Reports go to the process's own stderr, which pytest is to leave alone.
     pytest_options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", TESTS]
-    result = build.python("-m", "pytest", *pytest_options, "tests/test_packed.py", "tests/test_functional.py")
+    result = build.python("-m", "pytest", *pytest_options, *(f"tests/test_{name}.py" for name in FILES))
     assert result.returncode == 0, (result.stdout[-4000:] + result.stderr)[-12000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 200
 

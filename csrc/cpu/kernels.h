@@ -230,6 +230,93 @@ struct DilatedCorrelation {
   }
 };
 
+// --- 3x3 convolutions of as many outputs as inputs (winograd_kernels.h) ----------------------------------------------
+
+constexpr int64_t winograd_channels = 16;  // which the channels are a multiple of: whole vectors at every level
+
+// Pictures whose channels come last, in tiles of 2 x 2 pixels.
+struct Tiling {
+  int64_t images, height, width, channels;
+  DSC_HOST_DEVICE int64_t rows() const { return (height + 1) / 2; }
+  DSC_HOST_DEVICE int64_t columns() const { return (width + 1) / 2; }
+  DSC_HOST_DEVICE int64_t tiles() const { return images * rows() * columns(); }
+  DSC_HOST_DEVICE int64_t pixels() const { return images * height * width; }
+};
+
+// filters[point][input][output] of weights [..][tap]. Tasks: inputs.
+template <typename A>
+struct WinogradFilters {
+  int64_t channels;
+  const A* weight;
+  int64_t weight_output, weight_input;  // from one output's nine taps to the next's, and likewise of inputs
+  bool backward;                        // the taps in the opposite order: the adjoint of a convolution
+  A* filters;
+};
+
+constexpr int64_t winograd_tiles = 12;  // of a task
+
+// out = base + factor W x; base may be absent or out. Tasks: winograd_tiles tiles.
+template <typename A>
+struct WinogradConvolution {
+  Tiling tiling;
+  const A* x;
+  const A* filters;
+  const A* base;
+  A factor;
+  A* out;
+  DSC_HOST_DEVICE int64_t tasks() const { return (tiling.tiles() + winograd_tiles - 1) / winograd_tiles; }
+};
+
+// For each share, a range of tiles: the sums of which the gradient of W is made, sum of z[o, p] x[c, p + t], as
+// [point][c][o]. Tasks: shares.
+template <typename A>
+struct WinogradCorrelation {
+  Tiling tiling;
+  const A *x, *z;
+  int64_t shares;
+  A* sums;
+};
+
+// gradient[o][c][tap] of those sums. Tasks: channels of x.
+template <typename A>
+struct WinogradGradient {
+  int64_t channels, shares;
+  const A* sums;
+  A* gradient;
+};
+
+// --- batch norm and ReLU of pixels whose channels come last (rows_kernels.h) -----------------------------------------
+
+// Tasks: runs of so many pixels.
+DSC_HOST_DEVICE int64_t pixels_of_run(int64_t channels) { return channels < 4096 ? 4096 / channels : 1; }
+
+// sums[task] is the mean and the sum of squared deviations of each channel.
+template <typename A>
+struct MomentsOfRows {
+  int64_t pixels, channels;
+  const A* x;
+  A* sums;
+};
+
+// out = relu(slope x + shift + base); base may be absent.
+template <typename A>
+struct NormRows {
+  int64_t pixels, channels;
+  const A *x, *base, *slope, *shift;
+  A* out;
+};
+
+// With through = grad where the ReLU let pass, sums[task] are those of through and of through (x - mean), by channel.
+// Then grad_x = slope through - of_shift - of_scale (x - mean); through itself is written where it is wanted.
+template <typename A>
+struct NormRowsBackward {
+  NormRows<A> forward;
+  const A *grad, *mean;
+  A* sums;
+  const A *of_shift, *of_scale;
+  A *grad_x, *through;
+};
+
 // --- packed codes (packed_kernels.h) --------------------------------------------------------------------------------
 // A kernel works on a unit: consecutive code pixels of one group, whose patches lie in a plane, the unit's own copy of
 // the part of the signal that it meets, with a border for the padding.
@@ -401,6 +488,16 @@ struct Kernels {
   void (*dilated_convolution)(const DilatedConvolution<T>&, int64_t begin, int64_t end, char* scratch);
   int64_t (*dilated_correlation_scratch)(const DilatedCorrelation<T>&);
   void (*dilated_correlation)(const DilatedCorrelation<T>&, int64_t begin, int64_t end, char* scratch);
+  void (*winograd_filters)(const WinogradFilters<accumulate_t<T>>&, int64_t begin, int64_t end);
+  int64_t (*winograd_convolution_scratch)(const WinogradConvolution<accumulate_t<T>>&);
+  void (*winograd_convolution)(const WinogradConvolution<accumulate_t<T>>&, int64_t begin, int64_t end, char* scratch);
+  int64_t (*winograd_correlation_scratch)(const WinogradCorrelation<accumulate_t<T>>&);
+  void (*winograd_correlation)(const WinogradCorrelation<accumulate_t<T>>&, int64_t begin, int64_t end, char* scratch);
+  void (*winograd_gradient)(const WinogradGradient<accumulate_t<T>>&, int64_t begin, int64_t end);
+  void (*moments_of_rows)(const MomentsOfRows<accumulate_t<T>>&, int64_t begin, int64_t end);
+  void (*norm_rows)(const NormRows<accumulate_t<T>>&, int64_t begin, int64_t end);
+  void (*norm_rows_sums)(const NormRowsBackward<accumulate_t<T>>&, int64_t begin, int64_t end);
+  void (*norm_rows_backward)(const NormRowsBackward<accumulate_t<T>>&, int64_t begin, int64_t end);
   int64_t (*workspace_size)(int64_t atoms, int64_t vectors);
   void (*packed_synthesis)(const PackedSynthesis<accumulate_t<T>>&, char* scratch);
   void (*packed_analysis)(const PackedAnalysis<T>&, char* scratch);

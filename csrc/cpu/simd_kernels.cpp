@@ -12,8 +12,10 @@
 #include "norm_kernels.h"
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
+#include "rows_kernels.h"
 #include "threshold_kernels.h"
 #include "vectors.h"
+#include "winograd_kernels.h"
 
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
@@ -38,6 +40,16 @@ constexpr Kernels<T> make_kernels() {
           dilated_convolution<T>,
           dilated_correlation_scratch<T>,
           dilated_correlation<T>,
+          winograd_filters<accumulate_t<T>>,
+          winograd_convolution_scratch<accumulate_t<T>>,
+          winograd_convolution<accumulate_t<T>>,
+          winograd_correlation_scratch<accumulate_t<T>>,
+          winograd_correlation<accumulate_t<T>>,
+          winograd_gradient<accumulate_t<T>>,
+          moments_of_rows<accumulate_t<T>>,
+          norm_rows<accumulate_t<T>>,
+          norm_rows_sums<accumulate_t<T>>,
+          norm_rows_backward<accumulate_t<T>>,
           workspace_size<accumulate_t<T>>,
           packed_synthesis<accumulate_t<T>>,
           packed_analysis<T>,

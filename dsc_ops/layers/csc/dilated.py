@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsc_ops import _checks as check
+from dsc_ops import reference
 from dsc_ops.layers.csc import _dilated
 from dsc_ops.layers.csc.convolutional import SOLVERS
+
+ops = torch.ops.dsc_ops
 
 ARGUMENTS = (
     "Tensor y, Tensor[] filters, Tensor scale, Tensor bias, Tensor gamma, Tensor beta, Tensor mean, Tensor variance, "
@@ -86,9 +90,7 @@ def _gradients(ctx, grad, *_):
     if grad is None:
         return None, [None] * len(ctx.saved_tensors[8:]), *[None] * 12
     tape, mean, variance, y, scale, bias, gamma, beta, *filters = ctx.saved_tensors
-    gradients = torch.ops.dsc_ops.msd_csc_backward(
-        grad, tape, y, filters, scale, bias, gamma, beta, mean, variance, *ctx.rest
-    )
+    gradients = ops.msd_csc_backward(grad, tape, y, filters, scale, bias, gamma, beta, mean, variance, *ctx.rest)
     return *gradients, *[None] * 8
 
 
@@ -126,6 +128,7 @@ class MSDCSCBlock(nn.Module):
         unfoldings: further estimates after the forward pass; 0 is the dense network itself, MSDNet.
         solver: "ista", or "fista" for momentum on the deepest code between unfoldings.
         in_channels: C_0; None is ``width``.
+        one_sided: codes x >= 0 (ReLU); else of both signs.
         learn_threshold: whether b and batch norm's shift, which are the thresholds, are learned.
         eps, momentum: of batch norm, as in nn.BatchNorm2d.
 
@@ -136,14 +139,17 @@ class MSDCSCBlock(nn.Module):
         an unfolding     g_d = x_d (with "fista": x_d + (t - 1)/t' (x_d - its value before)), g_{i-1} = D_i g_i, then
                          x_i = T_i(g_i - c_i (D_i^T D_i g_i - D_i^T x_{i-1}) + b_i)
 
+    For codes of both signs T_i(u) = sign(v) max(|v| - theta, 0), theta = max(-beta, 0), where v is what batch norm
+    makes of u without its shift beta. Those are composed of convolutions and concatenated.
+
     Shape: y (N, C_0, H, W) to x_d (N, C_0 + d w, H, W). state_dict, by layer: dictionary (w, C_{i-1}, 3, 3), scale
     (c_i), bias (b_i), norm_weight, norm_bias, running_mean, running_var. Training takes the statistics of the batch,
     evaluation the running ones, which have a row for each pass, since passes differ in scale. Raises ``ValueError``
     for another solver and, in training, for a batch of one value a channel.
 
-    Nothing is concatenated, and D is never made. A new block has weights from N(0, 0.01 / fan_in), c = 1 and b = 0.
-    Equivalent to ``dsc_ops.layers.csc.reference.msd_csc``. No second derivative. Source: Zhang, Zhang (National Science
-    Review, 2021).
+    Else nothing is concatenated, D is never made, and there is no second derivative. A new block has weights from
+    N(0, 0.01 / fan_in), c = 1 and b = 0. Equivalent to ``dsc_ops.layers.csc.reference.msd_csc``. Source: Zhang, Zhang
+    (National Science Review, 2021).
 
     >>> block = MSDCSCBlock(8, [1, 2, 3], unfoldings=2)
     >>> block(torch.randn(2, 8, 6, 6)).shape
@@ -158,6 +164,7 @@ class MSDCSCBlock(nn.Module):
         solver: str = "ista",
         *,
         in_channels: int | None = None,
+        one_sided: bool = True,
         learn_threshold: bool = True,
         eps: float = 1e-5,
         momentum: float = 0.1,
@@ -174,7 +181,7 @@ class MSDCSCBlock(nn.Module):
         self.unfoldings = check.integer("MSDCSCBlock", "unfoldings", unfoldings, least=0)
         if solver not in SOLVERS:
             raise ValueError(f"MSDCSCBlock: solver is {solver!r}, it takes one of {', '.join(SOLVERS)}")
-        self.solver = solver
+        self.solver, self.one_sided = solver, bool(one_sided)
         self.eps = check.number("MSDCSCBlock", "eps", eps, least=0)
         self.momentum = check.number("MSDCSCBlock", "momentum", momentum, least=0)
         self.layers = nn.ModuleList(
@@ -205,6 +212,8 @@ class MSDCSCBlock(nn.Module):
         dtype = torch.get_autocast_dtype(device) if autocast else filters[0].dtype
         check.like("MSDCSCBlock", "y", y, "dictionary", filters[0])
         y, filters = y.to(dtype), [f.to(dtype) for f in filters]
+        if not self.one_sided:
+            return self._of_both_signs(y, filters)
         parameters = [
             torch.stack([layer.scale for layer in self.layers]),
             *(self._all(name) for name in ("bias", "norm_weight", "norm_bias")),
@@ -213,13 +222,48 @@ class MSDCSCBlock(nn.Module):
         statistics = [self._all(name).to(wide) for name in ("running_mean", "running_var")]
         keep_tape = torch.is_grad_enabled() and any(t.requires_grad for t in (y, *filters, *parameters))
         fista = self.solver == "fista"
-        codes, _, mean, variance = torch.ops.dsc_ops.msd_csc(
+        codes, _, mean, variance = ops.msd_csc(
             y, filters, *parameters, *statistics, self.dilations, self.unfoldings, fista, self.training, self.eps,
             keep_tape,
         )  # fmt: skip
         if self.training and y.shape[0]:
             self._follow(mean, variance, y.numel() // y.shape[1])
         return codes
+
+    def _of_both_signs(self, y: Tensor, filters: Sequence[Tensor]) -> Tensor:
+        """x_d, as it is written."""
+
+        def up(x: Tensor, i: int) -> Tensor:
+            s = self.dilations[i]
+            return torch.cat([x, reference.analysis(x, filters[i], padding=s, dilation=s)], 1)
+
+        def down(x: Tensor, i: int) -> Tensor:
+            s, (image, new) = self.dilations[i], x.split([x.shape[1] - self.width, self.width], 1)
+            return image + reference.synthesis(new, filters[i], x.shape[2:], padding=s, dilation=s)
+
+        def threshold(u: Tensor, i: int, p: int) -> Tensor:
+            layer, training = self.layers[i], self.training and y.shape[0] > 0
+            u = F.batch_norm(
+                u + _dilated.per_channel(layer.bias, u), layer.running_mean[p], layer.running_var[p], layer.norm_weight,
+                None, training, self.momentum, self.eps,
+            )  # fmt: skip
+            return ops.soft_threshold(u, (-layer.norm_bias).clamp(min=0).to(u.dtype), None, None, False)
+
+        depth = len(self.layers)
+        scales, x = [layer.scale.to(y.dtype) for layer in self.layers], [y]
+        for i in range(depth):
+            x.append(threshold(scales[i] * up(x[i], i), i, 0))
+        momentum = "fista" if self.solver == "fista" else None
+        before = x[-1]
+        weights = reference.momentum_weights(momentum, 1 + self.unfoldings)[1:] or [0.0] * self.unfoldings
+        for p, weight in enumerate(weights, 1):
+            g = [torch.lerp(before, x[-1], 1 + weight) if weight else x[-1]]
+            before = x[-1]
+            for i in reversed(range(depth)):
+                g.insert(0, down(g[0], i))
+            for i in range(depth):
+                x[i + 1] = threshold(g[i + 1] - scales[i] * up(g[i] - x[i], i), i, p)
+        return x[-1]
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -233,5 +277,5 @@ class MSDCSCBlock(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.width}, dilations={self.dilations}, unfoldings={self.unfoldings}, solver={self.solver!r}, "
-            f"in_channels={self.in_channels}"
+            f"in_channels={self.in_channels}, one_sided={self.one_sided}"
         )

@@ -91,10 +91,11 @@ def msd_csc(
     filters: Sequence[Tensor],
     scales: Sequence[Tensor],
     biases: Sequence[Tensor],
-    norms: Sequence[Sequence[torch.nn.Module]],
+    norms: Sequence[Sequence[torch.nn.BatchNorm2d]],
     dilations: Sequence[int],
     unfoldings: int,
     fista: bool = False,
+    one_sided: bool = True,
 ) -> Tensor:
     """MSD-CSC with its concatenations; norms[p][i] is layer i's batch norm in pass p."""
 
@@ -110,7 +111,7 @@ def msd_csc(
     layers = range(len(filters))
     x = [y]
     for i in layers:
-        x.append(torch.relu(norms[0][i](scales[i] * up(x[i], i) + b[i])))
+        x.append(norm_threshold(norms[0][i], scales[i] * up(x[i], i) + b[i], 0.0, one_sided))
     t, before = 1.0, x[-1]
     for p in range(1, 1 + unfoldings):
         if fista:
@@ -120,24 +121,43 @@ def msd_csc(
             x[i] = down(x[i + 1], i)
         for i in layers:
             u = x[i + 1] - scales[i] * (up(down(x[i + 1], i), i) - up(x[i], i)) + b[i]
-            x[i + 1] = torch.relu(norms[p][i](u))
+            x[i + 1] = norm_threshold(norms[p][i], u, 0.0, one_sided)
     return x[-1]
 
 
 def res_csc(
     x: Tensor,
     dictionaries: tuple[Tensor, Tensor],
-    norms: Sequence[torch.nn.Module],
+    norms: Sequence[torch.nn.BatchNorm2d],
     scale: Tensor | float,
     stride: int = 1,
     shortcut: bool = True,
+    fista: bool = False,
+    one_sided: bool = True,
 ) -> Tensor:
-    """Res-CSC's pair of layers; scale 0 is ResNet, without the shortcut it is "simplified", without both plain."""
+    """Res-CSC's pair of layers; scale 0 is ResNet, without the shortcut it is "simplified", without both plain. A step
+    for each norm after the first."""
     first, second = dictionaries
-    g = torch.relu(norms[0](F.conv2d(x, first, None, stride, 1)))
+    g = norm_threshold(norms[0], F.conv2d(x, first, None, stride, 1), 0.0, one_sided)
     x = x[:, :, ::stride, ::stride]
     if x.shape[1] < g.shape[1]:
         x = torch.cat([x, x.new_zeros(x.shape[0], g.shape[1] - x.shape[1], *x.shape[2:])], 1)
-    step = F.conv2d(F.conv_transpose2d(x, second, None, 1, 1), second, None, 1, 1)
-    u = norms[1](F.conv2d(g, second, None, 1, 1) + scale * step)
-    return torch.relu(u + x if shortcut else u)
+    t, before = 1.0, x
+    for norm in norms[1:]:
+        z = x
+        if fista and norm is not norms[1]:
+            t_before, t = t, (1 + math.sqrt(1 + 4 * t * t)) / 2
+            z = x + (t_before - 1) / t * (x - before)
+        step = F.conv2d(F.conv_transpose2d(z, second, None, 1, 1), second, None, 1, 1)
+        u = F.conv2d(g, second, None, 1, 1) + scale * step
+        before, x = x, norm_threshold(norm, u, z if shortcut else 0.0, one_sided)
+    return x
+
+
+def norm_threshold(norm: torch.nn.BatchNorm2d, u: Tensor, z: Tensor | float, one_sided: bool) -> Tensor:
+    """T(norm(u) + z): ReLU, or the soft threshold of that less the norm's shift, which is minus the threshold."""
+    if one_sided:
+        return torch.relu(norm(u) + z)
+    shift = norm.bias.view(1, -1, 1, 1)
+    u = norm(u) - shift + z
+    return torch.sign(u) * torch.relu(u.abs() - torch.relu(-shift))
