@@ -6,8 +6,17 @@
 // Vectors go along the pixels of a plane as one row. Of a channel three copies are made, one for each column of the
 // kernel, with zeros where that column is outside the picture, and rows of zeros above and below: then a tap is one
 // address, no lane is wasted at the ends of rows, and three copies serve 9 x outputs multiplications. A register tile
-// has the sums of several outputs and vectors of pixels, over few channels, whose copies stay in the nearest cache.
+// has the sums of several outputs and vectors of pixels, over some channels, whose part of the copies stays in the
+// nearest cache. Groups of outputs that read so few channels alone share the copies.
 // Where a row of the kernel meets nothing but zeros it is left out.
+//
+// Rows h and h + d are a pair: Winograd's F(2, 3) makes both of four products where the definition has six, for each
+// column of the kernel. With r_0 .. r_3 the rows h - d, h, h + d, h + 2 d of a copy, and w_i those of the kernel,
+//
+//   m_0 = (r_0 - r_2) w_0                      m_1 = (r_1 + r_2) (w_0 + w_1 + w_2) / 2    out[h] = m_0 + m_1 + m_2
+//   m_2 = (r_2 - r_1) (w_0 - w_1 + w_2) / 2    m_3 = (r_1 - r_3) w_2                      out[h + d] = m_1 - m_2 - m_3
+//
+// so there are four tiles in the place of one, of half the pixels. A picture of few rows has too few pairs.
 //
 // The gradient's tile has a vector of partial sums for each of several taps of z and channels of x, whose lanes are
 // added up after many pixels.
@@ -26,7 +35,7 @@ constexpr int64_t dilated_vectors = 2;
 constexpr int64_t dilated_sources = 1;
 #endif
 constexpr int64_t dilated_outputs = 6;
-constexpr int64_t dilated_channels = 12;  // whose copies are multiplied at a time
+constexpr int64_t dilated_channels = 36;  // whose copies are multiplied at a time
 
 // Copies of a strip of a plane, at one instruction set level.
 template <typename A>
@@ -196,10 +205,20 @@ void dilated_tile_of(int64_t outputs, const DilatedTile<A>& t) {
   }
 }
 
+// Pixels of the first rows of the pairs of a strip, and some that are written beyond them.
+template <typename A>
+int64_t pairs_of(const ShiftedColumns<A>& columns) {
+  return padded(columns.pixels / 2, Vector<A>::lanes) + Vector<A>::lanes;
+}
+
 template <typename T>
 int64_t dilated_convolution_scratch(const DilatedConvolution<T>& p) {
   using A = accumulate_t<T>;
   const ShiftedColumns<A> columns(p.dilation);
+  if (p.in_pairs)
+    return padded(columns.size(), 64) +
+           (3 * columns.copy + (3 * dilated_channels + p.group()) * 4 * pairs_of(columns)) *
+               static_cast<int64_t>(sizeof(A));
   return padded(columns.size(), 64) +
          (dilated_channels * 3 * columns.copy + p.group() * columns.padded_pixels) * static_cast<int64_t>(sizeof(A));
 }
@@ -209,9 +228,105 @@ DSC_HOST_DEVICE void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
+// The four mixtures of rows of a copy, so far apart.
+template <typename A>
+void mix_rows(const Dilation& d, const A* copy, int64_t mixture, A* mixed) {
+  using V = Lanes<A>;
+  const int64_t run = d.dilation * d.length;
+  for (int64_t first = 0; first < d.rows * d.length; first += 2 * run, copy += 2 * run, mixed += run)
+    for (int64_t i = 0; i < run; i += Vector<A>::lanes) {
+      const auto row = [=](int64_t k) { return *reinterpret_cast<const V*>(copy + k * run + i); };
+      const V r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
+      const V mixtures[4] = {r0 - r2, r1 + r2, r2 - r1, r1 - r3};
+      for (int k = 0; k < 4; ++k) *reinterpret_cast<V*>(mixed + k * mixture + i) = mixtures[k];
+    }
+}
+
+template <typename T>
+void dilated_convolution_in_pairs(const DilatedConvolution<T>& p, int64_t begin, int64_t end, char* scratch) {
+  using A = accumulate_t<T>;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  ShiftedColumns<A> columns(p.dilation);
+  const Dilation& d = p.dilation;
+  const int64_t pairs = pairs_of(columns), groups = p.groups(), strips = d.strips();
+  const int64_t plane = d.height * d.length, run = d.dilation * d.length;
+  A* const copies = reinterpret_cast<A*>(columns.use(scratch));
+  const int64_t mixture = dilated_channels * 3 * pairs, products = p.group() * pairs;
+  A* const mixed = copies + 3 * columns.copy;  // [mixture][channel][column][pixel]
+  A* const sums = mixed + 4 * mixture;         // [mixture][output][pixel]
+  int64_t before = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % groups, strip = task / groups % strips, image = task / groups / strips;
+    const int64_t first_output = p.outputs * group / groups, outputs = p.outputs * (group + 1) / groups - first_output;
+    const int64_t blocks = (outputs + dilated_outputs - 1) / dilated_outputs;
+    if (strip != before) memset(copies, 0, 3 * columns.copy * sizeof(A));
+    before = strip;
+    const bool shared = p.inputs <= dilated_channels && group > 0 && task > begin;
+    if (p.inputs == 0) memset(sums, 0, 4 * products * sizeof(A));
+    for (int64_t c = 0; c < p.inputs; c += dilated_channels) {
+      const int64_t channels = c + dilated_channels < p.inputs ? dilated_channels : p.inputs - c;
+      for (int64_t i = 0; i < channels && !shared; ++i) {
+        columns.make(p.x.plane(image, c + i), strip * d.rows, copies);
+        for (int64_t column = 0; column < 3; ++column)
+          mix_rows(d, copies + column * columns.copy, mixture, mixed + (3 * i + column) * pairs);
+      }
+      for (int64_t k = 0; k < 4; ++k)
+        for (int64_t pixel = 0; pixel < pairs - lanes;) {
+          const int64_t vectors = tile_vectors_of(dilated_vectors, (pairs - lanes - pixel) / lanes);
+          for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t o = outputs * block / blocks, size = outputs * (block + 1) / blocks - o;
+            const A* const weight =
+                p.weight + k * p.outputs * p.weight_output + (first_output + o) * p.weight_output + c * p.weight_input;
+            A* const to = sums + k * products + o * pairs + pixel;
+            const DilatedTile<A> tile = {mixed + k * mixture + pixel,
+                                         pairs,
+                                         0,
+                                         0,
+                                         0,
+                                         1,
+                                         channels,
+                                         weight,
+                                         p.weight_output,
+                                         p.weight_input,
+                                         to,
+                                         pairs,
+                                         c == 0};
+            if (vectors == 4)
+              dilated_tile_of<dilated_vectors>(size, tile);
+            else if (vectors == 2)
+              dilated_tile_of<2>(size, tile);
+            else
+              dilated_tile_of<1>(size, tile);
+          }
+          pixel += vectors * lanes;
+        }
+    }
+    const int64_t from = strip * columns.pixels;
+    const int64_t pixels = columns.pixels < plane - from ? columns.pixels : plane - from;
+    for (int64_t o = 0; o < outputs; ++o) {
+      const T* const base = p.base.values ? p.base.plane(image, first_output + o) + from : nullptr;
+      T* const out = p.out + image * p.out_stride + (first_output + o) * plane + from;
+      const A* m = sums + o * pairs;
+      for (int64_t first = 0; first < pixels; first += 2 * run, m += run) {
+        // Of both rows, as far as the picture goes.
+        const auto put = [&](int64_t at, auto sum) {
+          const int64_t count = pixels - at < run ? pixels - at : run;
+          if (base)
+            for (int64_t i = 0; i < count; ++i) out[at + i] = store<T>(load(base[at + i]) + sum(i));
+          else
+            for (int64_t i = 0; i < count; ++i) out[at + i] = store<T>(sum(i));
+        };
+        put(first, [=](int64_t i) { return m[i] + m[products + i] + m[2 * products + i]; });
+        put(first + run, [=](int64_t i) { return m[products + i] - m[2 * products + i] - m[3 * products + i]; });
+      }
+    }
+  }
+}
+
 // Tasks: images x strips x groups of outputs.
 template <typename T>
 void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t end, char* scratch) {
+  if (p.in_pairs) return dilated_convolution_in_pairs(p, begin, end, scratch);
   using A = accumulate_t<T>;
   constexpr int64_t lanes = Vector<A>::lanes;
   ShiftedColumns<A> columns(p.dilation);
@@ -228,6 +343,7 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
       memset(copies, 0, dilated_channels * 3 * columns.copy * sizeof(A));
       before = strip;
     }
+    const bool shared = p.inputs <= dilated_channels && group > 0 && task > begin;
     if (p.inputs == 0) memset(sums, 0, outputs * columns.padded_pixels * sizeof(A));
     const int64_t plane = d.height * d.length, from = strip * columns.pixels;
     const int64_t pixels = columns.pixels < plane - from ? columns.pixels : plane - from;
@@ -235,7 +351,7 @@ void dilated_convolution(const DilatedConvolution<T>& p, int64_t begin, int64_t 
     T* const out = p.out + image * p.out_stride + first_output * plane + from;
     for (int64_t c = 0; c < p.inputs; c += dilated_channels) {
       const int64_t channels = c + dilated_channels < p.inputs ? dilated_channels : p.inputs - c;
-      for (int64_t i = 0; i < channels; ++i)
+      for (int64_t i = 0; i < channels && !shared; ++i)
         columns.make(p.x.plane(image, c + i), strip * d.rows, copies + i * 3 * columns.copy);
       for (int64_t pixel = 0; pixel < columns.padded_pixels;) {
         // A tile has vectors that meet the picture in the same rows of the kernel.

@@ -188,7 +188,8 @@ struct Dilation {
   DSC_HOST_DEVICE int64_t strips() const { return (height + rows - 1) / rows; }
 };
 
-// out = base + W x; base may be absent (values null) or out. Tasks: images x strips x groups of outputs.
+// out = base + W x; base may be absent (values null) or out. In pairs of rows that are `dilation` apart the weights are
+// those of F(2, 3), [point][output][input][column]. Tasks: images x strips x groups of outputs.
 template <typename T>
 struct DilatedConvolution {
   using A = accumulate_t<T>;
@@ -196,7 +197,8 @@ struct DilatedConvolution {
   int64_t images, inputs, outputs;
   Channels<T> x;
   const A* weight;
-  int64_t weight_output, weight_input;  // from one output's nine taps to the next's, and likewise of inputs
+  int64_t weight_output, weight_input;  // from one output's taps to the next's, and likewise of inputs
+  bool in_pairs;
   Channels<T> base;
   T* out;
   int64_t out_stride;  // of images

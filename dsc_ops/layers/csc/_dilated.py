@@ -32,9 +32,9 @@ ops = torch.ops.dsc_ops
 # --- F x, F^T z and the gradient of F, on slices of channels ----------------------------------------------------------
 
 
-def analysis(x: Tensor, weight: Tensor, dilation: int, out: Tensor) -> None:
-    """out = F x."""
-    ops.dilated_convolution_(out, x, weight, dilation, False, None)
+def analysis(x: Tensor, weight: Tensor, dilation: int, out: Tensor, base: Tensor | None = None) -> None:
+    """out = F x, or base + F x."""
+    ops.dilated_convolution_(out, x, weight, dilation, False, base)
 
 
 def add_synthesis(base: Tensor, weight: Tensor, z: Tensor, dilation: int, out: Tensor) -> None:
@@ -131,33 +131,34 @@ class Block:
 
 
 class Tape:
-    """Views of one piece of memory: the channels of pass 0, then z, u_i and e_i of each unfolding."""
+    """Views of pieces of memory: the channels of pass 0, and z, u_i and e_i of each unfolding, or where the tape is not
+    kept of one in turn."""
 
-    def __init__(self, memory: Tensor, block: Block, shape: torch.Size, kept: bool):
-        self.memory, self.block, self.kept = memory, block, kept
+    def __init__(self, memory: Sequence[Tensor], block: Block, shape: torch.Size):
+        self.memory, self.block = memory, block
         self.batch, _, self.height, self.length = shape
         self.pixels = self.batch * self.height * self.length
 
     @staticmethod
-    def size(block: Block, shape: torch.Size, kept: bool) -> int:
+    def sizes(block: Block, shape: torch.Size, kept: bool) -> list[int]:
+        """Of the pieces: one for each pass, which memory that is freed serves again sooner than one for all."""
         passes = block.unfoldings if kept else min(block.unfoldings, 1)
         pixels = shape[0] * shape[2] * shape[3]
-        return pixels * (block.channels[-1] + passes * block.pass_channels)
+        return [pixels * block.channels[-1], *[pixels * block.pass_channels] * passes]
 
-    def _view(self, first: int, channels: int) -> Tensor:
-        piece = self.memory[first * self.pixels : (first + channels) * self.pixels]
+    def _view(self, memory: Tensor, first: int, channels: int) -> Tensor:
+        piece = memory[first * self.pixels : (first + channels) * self.pixels]
         return piece.view(self.batch, channels, self.height, self.length)
 
     def raw(self) -> Tensor:
-        return self._view(0, self.block.channels[-1])
+        return self._view(self.memory[0], 0, self.block.channels[-1])
 
     def unfolding(self, p: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """z, of layer after layer, [u_1 .. u_d], [e_0 .. e_{d-1}] of unfolding p = 1, 2, ..."""
-        at = self.block.channels[-1] + (p - 1 if self.kept else 0) * self.block.pass_channels
-        pieces = []
+        memory, at, pieces = self.memory[min(p, len(self.memory) - 1)], 0, []
         new = self.block.channels[-1] - self.block.first
         for channels in (new, *self.block.channels[1:], *self.block.channels[:-1]):
-            pieces.append(self._view(at, channels))
+            pieces.append(self._view(memory, at, channels))
             at += channels
         return pieces[0], pieces[1 : 1 + self.block.depth], pieces[1 + self.block.depth :]
 
@@ -169,9 +170,10 @@ def uninitialized(like: Tensor, size: int) -> Tensor:
     return memory
 
 
-def forward(y: Tensor, block: Block, mean: Tensor, variance: Tensor, kept: bool) -> tuple[Tensor, Tensor]:
+def forward(y: Tensor, block: Block, mean: Tensor, variance: Tensor, kept: bool) -> tuple[Tensor, list[Tensor]]:
     """x_d and the tape; mean and variance, (passes, channels of all codes), are filled in training."""
-    tape = Tape(uninitialized(y, Tape.size(block, y.shape, kept)), block, y.shape, kept)
+    memory = [uninitialized(y, size) for size in Tape.sizes(block, y.shape, kept)]
+    tape = Tape(memory, block, y.shape)
     shape = (y.shape[0], block.channels[-1], *y.shape[2:])
     x = uninitialized(y, math.prod(shape)).view(shape)
     raw = tape.raw()
@@ -193,7 +195,7 @@ def forward(y: Tensor, block: Block, mean: Tensor, variance: Tensor, kept: bool)
             deepest = torch.lerp(before, x, 1 + weight) if weight else x
             before = x.clone() if p < block.unfoldings else x
         _unfold(p, x, deepest, raw, tape, block, mean, variance)
-    return x, tape.memory if kept else y.new_empty(0)
+    return x, memory if kept else []
 
 
 def _unfold(p: int, x: Tensor, deepest: Tensor, raw: Tensor, tape: Tape, block: Block, mean, variance) -> None:
@@ -234,9 +236,11 @@ class Gradients:
             total.add_(part)
 
 
-def backward(grad: Tensor, memory: Tensor, block: Block, shape: torch.Size, mean, variance) -> tuple[Tensor, Gradients]:
+def backward(
+    grad: Tensor, memory: Sequence[Tensor], block: Block, shape: torch.Size, mean, variance
+) -> tuple[Tensor, Gradients]:
     """The gradient of y, and those of the parameters."""
-    tape, total = Tape(memory, block, shape, kept=True), Gradients(block)
+    tape, total = Tape(memory, block, shape), Gradients(block)
     grad = grad.clone(memory_format=torch.contiguous_format)
     grad_y = grad.new_zeros(shape)
     carried = None  # to the code before the last, by way of the momentum
@@ -285,9 +289,10 @@ def _unfold_backward(p: int, grad, grad_y, shares, tape: Tape, block: Block, tot
     for i in range(1, 1 + block.depth):
         a, n = block.channels[i - 1 : i + 1]
         dilation = block.dilations[i - 1]
-        analysis(grad[:, :a], block.filters[i - 1], dilation, out=grad[:, a:n])
-        total.filters[i - 1] += correlation(grad[:, :a], z[:, a - block.first : n - block.first], dilation)
-        grad[:, :n] += shares[i - 1]
+        share, handed = shares[i - 1], grad[:, :a]
+        analysis(handed, block.filters[i - 1], dilation, out=grad[:, a:n], base=share[:, a:])
+        total.filters[i - 1] += correlation(handed, z[:, a - block.first : n - block.first], dilation)
+        handed += share[:, :a]
 
 
 def _first_backward(grad: Tensor, tape: Tape, block: Block, total: Gradients, mean, variance) -> None:

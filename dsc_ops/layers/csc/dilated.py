@@ -33,7 +33,7 @@ def _block(filters, scale, bias, gamma, beta, dilations, unfoldings, fista, trai
 @torch.library.custom_op(
     "dsc_ops::msd_csc",
     mutates_args=(),
-    schema=f"({ARGUMENTS}, bool keep_tape) -> (Tensor codes, Tensor tape, Tensor mean, Tensor variance)",
+    schema=f"({ARGUMENTS}, bool keep_tape) -> (Tensor codes, Tensor[] tape, Tensor mean, Tensor variance)",
 )
 def _msd_csc(
     y, filters, scale, bias, gamma, beta, mean, variance, dilations, unfoldings, fista, training, eps, keep_tape
@@ -47,15 +47,15 @@ def _msd_csc(
 @_msd_csc.register_fake
 def _(y, filters, scale, bias, gamma, beta, mean, variance, dilations, unfoldings, fista, training, eps, keep_tape):
     block = _block(filters, scale, bias, gamma, beta, dilations, unfoldings, fista, training, eps)
-    size = _dilated.Tape.size(block, y.shape, kept=True) if keep_tape else 0
+    sizes = _dilated.Tape.sizes(block, y.shape, kept=True) if keep_tape else []
     codes = y.new_empty(y.shape[0], block.channels[-1], *y.shape[2:])
-    return codes, y.new_empty(size), torch.empty_like(mean), torch.empty_like(variance)
+    return codes, [y.new_empty(size) for size in sizes], torch.empty_like(mean), torch.empty_like(variance)
 
 
 @torch.library.custom_op(
     "dsc_ops::msd_csc_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor tape, {ARGUMENTS}) -> (Tensor grad_y, Tensor[] grad_filters, Tensor grad_scale, "
+    schema=f"(Tensor grad, Tensor[] tape, {ARGUMENTS}) -> (Tensor grad_y, Tensor[] grad_filters, Tensor grad_scale, "
     "Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)",
 )
 def _msd_csc_backward(
@@ -82,14 +82,16 @@ def _setup(ctx, inputs, output) -> None:
     y, filters, scale, bias, gamma, beta, _, _, *ctx.rest, _ = inputs
     _, tape, mean, variance = output
     ctx.set_materialize_grads(False)  # of the tape: zeros of its size
-    ctx.mark_non_differentiable(tape, mean, variance)
-    ctx.save_for_backward(tape, mean, variance, y, scale, bias, gamma, beta, *filters)
+    ctx.mark_non_differentiable(*tape, mean, variance)
+    ctx.pieces = len(tape)
+    ctx.save_for_backward(*tape, mean, variance, y, scale, bias, gamma, beta, *filters)
 
 
 def _gradients(ctx, grad, *_):
     if grad is None:
-        return None, [None] * len(ctx.saved_tensors[8:]), *[None] * 12
-    tape, mean, variance, y, scale, bias, gamma, beta, *filters = ctx.saved_tensors
+        return None, [None] * len(ctx.saved_tensors[ctx.pieces + 7 :]), *[None] * 12
+    tape, tensors = ctx.saved_tensors[: ctx.pieces], ctx.saved_tensors[ctx.pieces :]
+    mean, variance, y, scale, bias, gamma, beta, *filters = tensors
     gradients = ops.msd_csc_backward(grad, tape, y, filters, scale, bias, gamma, beta, mean, variance, *ctx.rest)
     return *gradients, *[None] * 8
 
