@@ -6,6 +6,9 @@ its models of this machine's cache and of a simple branch predictor. The counts 
 else the machine does; a part of the batch is enough for them. A large matrix product goes the same way: its
 instructions each nanosecond are what the machine carries out when nothing is in the way, and a kernel far below that
 rate waits.
+
+Callgrind knows no AVX-512. There perf goes alone, and what is counted is the multiply-adds that the non-zeros call for,
+with the bytes of the tables of atoms that they take from a cache and bring there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.cases import Case, Problem, problem
 from benchmarks.contenders import call, contender
 from benchmarks.timing import FUSED
+from dsc_ops import _library
 
 TOOLS = {
     "perf": "linux-perf",
@@ -38,7 +43,7 @@ TOOLS = {
 }
 # Kernels by a part of their functions' names, in this order; what matches none is "the rest".
 KERNELS = {
-    "S_D": r"packed_synthesis<|SlideSums<.*true, false, false>",
+    "S_D": r"packed_synthesis<|SlideSums<.*true[,.] false[,.] false>",  # perf writes points for its own commas
     "A_W, threshold, pack": r"(packed_analysis|analyze_tile)<",
     "dW, dtheta, S_W": r"packed_backward_analysis<|SlideSums<",
     "dD, dx": r"packed_backward_synthesis<|SlideDots<",
@@ -54,11 +59,23 @@ HEAD = (
     "| case | kernel | time | ns | instructions | each ns | of sgemm's | L1 misses | mispredicted |",
     "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
 )
+HEAD_OF_PRODUCTS = (
+    "| case | kernel | time | ns | multiply-adds | each ns | of sgemm's | bytes read each ns | written each ns |",
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
+# Products of a kernel with all taps, for each non-zero: how many read a table of atoms, and how many also write one.
+READS = {"S_D": (1, 0), "dW, dtheta, S_W": (2, 1), "dD, dx": (2, 1)}
+
+
+def counts_instructions() -> bool:
+    """Whether callgrind runs the instructions that the kernels run here."""
+    return not _library.information()["cpu_capability"].startswith("avx512")
 
 
 def missing() -> str:
     """A sentence about tools that are not here; empty when all are."""
-    absent = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    needed = TOOLS.items() if counts_instructions() else [("perf", TOOLS["perf"])]
+    absent = sorted({package for tool, package in needed if not shutil.which(tool)})
     return (
         f"--profile needs {' and '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not here"
         if absent
@@ -182,9 +199,47 @@ def rows_of(name: str, density: float | None, sampled: dict[str, Any], counted: 
     return rows
 
 
+def rows_of_products(task: Problem, sampled: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same by multiply-adds, and bytes of tables of atoms and of their gradients, of float32."""
+    pixels, taps = task.code.numel() // task.case.atoms, task.dictionary[0].numel()
+    old, new = sum(task.counts[:-1]) / pixels / len(task.analysis), sum(task.counts[1:]) / pixels / len(task.analysis)
+    again = 16 * task.signal.numel() > task.code.numel()  # residuals are made again in backward
+    products = {
+        "S_D": (1 + again) * taps * old,
+        "A_W, threshold, pack": float(taps * task.case.atoms),
+        "dW, dtheta, S_W": 2 * taps * new,
+        "dD, dx": 2 * taps * old,
+    }
+    rows = []
+    for kernel, share in sampled["shares"].items():
+        nanoseconds = share * sampled["seconds"] * 1e9 / sampled["units"]
+        reads, writes = READS.get(kernel, (0, 0))
+        done = products.get(kernel, 0.0)
+        moved = 4 * done / max(reads, 1)  # of one table
+        rows.append(
+            {
+                "section": "profile",
+                "case": task.case.name,
+                "density": task.density,
+                "kernel": kernel,
+                "share": share,
+                "nanoseconds": nanoseconds,
+                "products": done,
+                "rate": done / nanoseconds if nanoseconds else 0.0,
+                "read": reads * moved / nanoseconds if nanoseconds else 0.0,
+                "written": writes * moved / nanoseconds if nanoseconds else 0.0,
+            }
+        )
+    return rows
+
+
 def product_row() -> dict[str, Any]:
     """The matrix product as one row: all of it, whatever its functions are called."""
     with tempfile.TemporaryDirectory() as folder:
+        if not counts_instructions():
+            seconds = in_child("perf", None, Path(folder))["seconds"]
+            rate = float(SIDE) ** 3 / seconds / 1e9
+            return {"section": "profile", "case": PRODUCT, "products": float(SIDE) ** 3, "rate": rate}
         sampled, counted = (in_child(tool, None, Path(folder)) for tool in ("perf", "callgrind"))
     whole = {event: sum(events[event] for events in counted["counts"].values()) for event in EVENTS}
     return rows_of(PRODUCT, None, sampled | {"shares": {PRODUCT: 1.0}}, counted | {"counts": {PRODUCT: whole}})[0]
@@ -193,6 +248,9 @@ def product_row() -> dict[str, Any]:
 def measure(case: Case, density: float = 0.1, iterations: int = 10) -> list[dict[str, Any]]:
     """The rows of one case."""
     task = problem(case, density, iterations)
+    if not counts_instructions():
+        with tempfile.TemporaryDirectory() as folder:
+            return rows_of_products(task, in_child("perf", task, Path(folder)))
     pixels = task.code.numel() // case.atoms
     part = problem(case.scaled(max(1, case.batch * COUNTED // pixels)), density, iterations)
     with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +267,14 @@ def lines(rows: Sequence[dict[str, Any]], peak: float | None) -> list[str]:
             told.append(f"| {PRODUCT} | {SIDE} x {SIDE} | 100 % | | | {row['rate']:.1f} | 100 % | | |")
             continue
         of_peak = f"{100 * row['rate'] / peak:.0f} %" if peak else ""
+        if "products" in row:
+            cells = [f"{100 * row['share']:.0f} %", f"{row['nanoseconds']:.1f}", *[""] * 5]
+            if row["products"]:
+                cells[2:5] = f"{row['products']:.0f}", f"{row['rate']:.1f}", of_peak
+            if row["read"]:
+                cells[5:] = f"{row['read']:.0f}", f"{row['written']:.0f}" if row["written"] else ""
+            told.append("".join(f"| {cell} " if cell else "| " for cell in (row["case"], row["kernel"], *cells)) + "|")
+            continue
         told.append(
             f"| {row['case']} | {row['kernel']} | {100 * row['share']:.0f} % | {row['nanoseconds']:.1f} "
             f"| {row['instructions']:.0f} | {row['rate']:.1f} | {of_peak} | {row['misses']:.1f} "
@@ -217,11 +283,15 @@ def lines(rows: Sequence[dict[str, Any]], peak: float | None) -> list[str]:
     return told
 
 
+def head(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    return HEAD_OF_PRODUCTS if any("products" in row for row in rows) else HEAD
+
+
 def measure_all(cases: Sequence[Case], density: float, iterations: int) -> list[dict[str, Any]]:
     """The rows of the matrix product and of these cases, each told when it is there: callgrind takes its time."""
     rows = [product_row()]
     peak = rows[0]["rate"]
-    tqdm.write("\n".join((*HEAD, *lines(rows, peak))), file=sys.stdout)
+    tqdm.write("\n".join((*head(rows), *lines(rows, peak))), file=sys.stdout)
     for case in tqdm(cases, desc="profiling", unit="case"):
         found = measure(case, density, iterations)
         tqdm.write("\n".join(lines(found, peak)), file=sys.stdout)
@@ -233,16 +303,22 @@ def page(rows: Sequence[dict[str, Any]], facts: dict[str, Any], density: float, 
     """The table with what made it."""
     software = facts["dsc_ops"]
     peak = next((row["rate"] for row in rows if row["case"] == PRODUCT), None)
-    table = "\n".join((*HEAD, *lines(rows, peak)))
-    return f"""# What the kernels wait for
-
-`python -m benchmarks --profile` on {facts["processor"]}, {software["cpu_capability"]}, torch {software["torch"]},
-{facts["date"]}: a training step of {iterations} iterations at density {density:g}, one thread. Nanoseconds of processor
-time, instructions, misses of the first-level data cache and mispredicted branches for each code pixel and iteration;
-instructions each nanosecond, also as a share of those of a large matrix product.
-
-{table}
-"""
+    table = "\n".join((*head(rows), *lines(rows, peak)))
+    told = (
+        "Nanoseconds of processor time by perf, and multiply-adds that the non-zeros call for, of each code pixel and "
+        "iteration; multiply-adds each nanosecond, also as a share of those of a large matrix product; bytes that the "
+        "sparse products read of tables of atoms and their gradients each nanosecond, and write."
+        if head(rows) is HEAD_OF_PRODUCTS
+        else "Nanoseconds of processor time, instructions, misses of the first-level data cache and mispredicted "
+        "branches for each code pixel and iteration; instructions each nanosecond, also as a share of those of a large "
+        "matrix product."
+    )
+    text = (
+        f"`python -m benchmarks --profile` on {facts['processor']}, {software['cpu_capability']}, torch "
+        f"{software['torch']}, {facts['date']}: a training step of {iterations} iterations at density {density:g}, one "
+        f"thread. {told}"
+    )
+    return f"# What the kernels wait for\n\n{textwrap.fill(text, 120, break_on_hyphens=False)}\n\n{table}\n"
 
 
 if __name__ == "__main__":

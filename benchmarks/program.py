@@ -79,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         action="store_true",
         help="compare nothing: print what each CPU kernel of a training step takes, by perf and callgrind (Linux "
-        "packages linux-perf and valgrind; half an hour); for all cases at the default density it writes "
-        "docs/performance/profile-MACHINE.md",
+        "packages linux-perf and valgrind; half an hour), with AVX-512 by perf alone; for all cases at the "
+        "default density it writes docs/performance/profile-MACHINE.md",
     )
     add("--threads", type=int, help="number of CPU threads (default: torch's)")
     add("--repeats", type=int, help="rounds of turns (default: 5, 3 with --quick)")

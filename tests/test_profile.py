@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytest.importorskip("skimage", reason="the benchmarks need pip install dsc_ops[examples]")
 pytest.importorskip("mlxtend", reason="the benchmarks need pip install dsc_ops[examples]")
@@ -15,14 +16,16 @@ def test_samples_are_added_up_by_kernel():
     report = """# Overhead,Symbol
  40.50% ,[.] dsc::cpu::avx2::packed_analysis<float>
  9.50%  ,[.] dsc::cpu::avx512::packed_analysis<float>
- 20.00% ,[.] dsc::cpu::avx2::packed_backward_analysis<float>
+ 13.00% ,[.] dsc::cpu::avx2::packed_backward_analysis<float>
+ 7.00% ,[.] dsc::cpu::avx512::SlideSums<float>::add<4. true. true. true. true>
+ 1.50% ,[.] dsc::cpu::avx512::SlideSums<float>::add<4. true. true. false. false>
  10.00% ,[.] dsc::cpu::avx2::packed_to_dense<float>
- 20.00% ,[k] clear_page_erms
+ 18.50% ,[k] clear_page_erms
 """
     found = profile.shares(report)
     assert found["A_W, threshold, pack"] == pytest.approx(0.5) and found["dW, dtheta, S_W"] == pytest.approx(0.2)
-    assert found["dense codes in and out"] == pytest.approx(0.1) and found["the rest"] == pytest.approx(0.2)
-    assert found["S_D"] == 0
+    assert found["dense codes in and out"] == pytest.approx(0.1) and found["the rest"] == pytest.approx(0.185)
+    assert found["S_D"] == pytest.approx(0.015)
 
 
 def test_events_are_added_up_by_kernel():
@@ -51,6 +54,27 @@ def test_a_profile_is_by_pixel_and_iteration_and_against_the_matrix_product():
     assert "| picture | S_D | 50 % | 5.0 | 400 | 80.0 | 50 % | 2.0 | 0.20 |" in text
 
 
+def test_a_profile_without_counts_of_instructions_has_products():
+    """A step in which x_1 and x_2 have 30 and 10 non-zeros at 20 pixels, of 9 taps each."""
+    case = cases.CASES["stem-cifar"].scaled(1)
+    task = cases.Problem(
+        case, torch.zeros(1, 1, 4, 5), torch.zeros(8, 1, 3, 3), torch.zeros(2, 8, 1, 3, 3), torch.zeros(2, 1), None,
+        torch.zeros(1, 64, 4, 5), (0, 30, 10),
+    )  # fmt: skip
+    assert not 16 * task.signal.numel() > task.code.numel()  # or S_D would be made twice
+    sampled = {"units": 40, "seconds": 8e-6, "shares": {"S_D": 0.25, "dW, dtheta, S_W": 0.5, "the rest": 0.25}}
+    synthesis, sums, rest = profile.rows_of_products(task, sampled)
+    assert synthesis["nanoseconds"] == pytest.approx(50) and synthesis["products"] == pytest.approx(9 * 30 / 40)
+    assert sums["products"] == pytest.approx(2 * 9 * 40 / 40) and rest["products"] == 0
+    assert synthesis["read"] == pytest.approx(4 * 6.75 / 50) and not synthesis["written"]
+    assert sums["read"] == pytest.approx(2 * sums["written"]) == pytest.approx(2 * 4 * 9 / 100)
+    product = {"case": profile.PRODUCT, "products": 1.0, "rate": 0.36}
+    text = profile.page([product, synthesis, sums, rest], machine(), 0.1, 10)
+    assert "| sgemm | 1024 x 1024 | 100 % | | | 0.4 | 100 % | | |" in text
+    assert "| stem-cifar | dW, dtheta, S_W | 50 % | 100.0 | 18 | 0.2 | 50 % | 1 | 0 |" in text
+    assert "| stem-cifar | the rest | 25 % | 50.0 | | | | | |" in text and "multiply-adds" in text
+
+
 def test_a_profile_is_told_case_by_case_and_written_whole(monkeypatch, tmp_path, capsys):
     """What was measured before a kill is on the screen."""
     events = dict.fromkeys(profile.EVENTS, 1000)
@@ -61,6 +85,7 @@ def test_a_profile_is_told_case_by_case_and_written_whole(monkeypatch, tmp_path,
         return {"units": 10, "seconds": 1e-6, "shares": {"S_D": 1.0}, "counts": {"S_D": events}}
 
     monkeypatch.setattr(profile, "missing", lambda: "")
+    monkeypatch.setattr(profile, "counts_instructions", lambda: True)
     monkeypatch.setattr(profile, "in_child", in_child)
     monkeypatch.setattr(program, "FIGURES", tmp_path)
     monkeypatch.setattr(cases, "CASES", {name: cases.CASES[name].scaled(1) for name in ("stem-cifar", "dense")})
@@ -78,5 +103,7 @@ def test_a_profile_is_told_case_by_case_and_written_whole(monkeypatch, tmp_path,
 
 def test_profilers_that_are_not_here_are_named(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(SystemExit, match="--profile needs linux-perf and valgrind, which are not here"):
-        program.main(["--profile"])
+    for counts, needed in ((True, "linux-perf and valgrind, which are"), (False, "linux-perf, which is")):
+        monkeypatch.setattr(profile, "counts_instructions", lambda counts=counts: counts)
+        with pytest.raises(SystemExit, match=f"--profile needs {needed} not here"):
+            program.main(["--profile"])
