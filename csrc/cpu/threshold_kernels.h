@@ -5,6 +5,8 @@
 // accumulate_t<T> over a block of 1024 elements, in double beyond.
 #pragma once
 
+#include "vectors.h"
+
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
 
@@ -65,6 +67,75 @@ DSC_HOST_DEVICE double sum_over(int64_t begin, int64_t end, const Term& term) {
   return total;
 }
 
+// Of elements [begin, end), in blocks: calls vector(i, v) for whole vectors of sum_lanes elements, of which v is the
+// index, one(i, lane) for what is left, and block(), which adds up the lanes, after each block.
+template <typename A, typename OfVector, typename OfOne, typename OfBlock>
+DSC_HOST_DEVICE void for_each_lane(int64_t begin, int64_t end, const OfVector& vector, const OfOne& one,
+                                   const OfBlock& block) {
+  constexpr int64_t lanes = Vector<A>::lanes;
+  for (int64_t i = begin; i < end; block()) {
+    const int64_t stop = i + sum_block < end ? i + sum_block : end;
+    for (; i + sum_lanes <= stop; i += sum_lanes)
+#pragma GCC unroll 8
+      for (int v = 0; v < sum_lanes / lanes; ++v) vector(i + v * lanes, v);
+    for (; i < stop; ++i) one(i, i % sum_lanes);
+  }
+}
+
+// sum_lanes sums.
+template <typename A>
+union LaneSums {
+  Lanes<A> v[sum_lanes / Vector<A>::lanes];
+  A lane[sum_lanes];
+};
+
+template <typename T>
+DSC_HOST_DEVICE Lanes<accumulate_t<T>> load_vector(const T* in) {
+  using A = accumulate_t<T>;
+  if constexpr (sizeof(T) == sizeof(A)) return *reinterpret_cast<const Lanes<A>*>(in);
+  Lanes<A> v;
+  for (int i = 0; i < Vector<A>::lanes; ++i) v[i] = load(in[i]);
+  return v;
+}
+template <typename T>
+DSC_HOST_DEVICE void store_vector(const Lanes<accumulate_t<T>>& v, T* out) {
+  using A = accumulate_t<T>;
+  if constexpr (sizeof(T) == sizeof(A))
+    *reinterpret_cast<Lanes<A>*>(out) = v;
+  else
+    for (int i = 0; i < Vector<A>::lanes; ++i) out[i] = store<T>(v[i]);
+}
+
+// Of a run inside a plane, in one pass.
+template <typename T>
+void soft_threshold_backward_run(const SoftThresholdBackward<T>& p, const Run& run, double* theta_sum,
+                                 double* bias_sum) {
+  using A = accumulate_t<T>;
+  using V = Lanes<A>;
+  double of_theta = 0, of_bias = 0;
+  LaneSums<A> theta = {}, bias = {};
+  for_each_lane<A>(
+      run.begin, run.end,
+      [&](int64_t i, int v) {
+        const V code = load_vector(p.codes + i), through = code == A(0) ? V{} : load_vector(p.grad + i);
+        store_vector(through, p.grad_u + i);
+        bias.v[v] += through;
+        theta.v[v] += code < A(0) ? through : -through;
+      },
+      [&](int64_t i, int64_t lane) {
+        const A code = load(p.codes[i]), grad = load(p.grad[i]), through = soft_threshold_grad_u(code, grad);
+        p.grad_u[i] = store<T>(through);
+        bias.lane[lane] += through;
+        theta.lane[lane] += soft_threshold_grad_theta(code, grad);
+      },
+      [&] {
+        for (int64_t lane = 0; lane < sum_lanes; ++lane) of_theta += theta.lane[lane], of_bias += bias.lane[lane];
+        theta = bias = {};
+      });
+  *theta_sum = of_theta;
+  *bias_sum = of_bias;
+}
+
 template <typename T>
 void soft_threshold_backward_tasks(const SoftThresholdBackward<T>& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
@@ -74,23 +145,19 @@ void soft_threshold_backward_tasks(const SoftThresholdBackward<T>& p, int64_t be
     const Run run = run_at(p.layout, task);
     double* const theta_sum = p.sums + task * 2 * width;
     double* const bias_sum = theta_sum + width;
+    if (!rows) {
+      soft_threshold_backward_run(p, run, theta_sum, bias_sum);
+      continue;
+    }
+    for (int64_t c = 0; c < width; ++c) theta_sum[c] = bias_sum[c] = 0;
     for (int64_t i = run.begin; i < run.end; ++i)
       p.grad_u[i] = store<T>(soft_threshold_grad_u<A>(load(p.codes[i]), load(p.grad[i])));
-    if (rows) {
-      for (int64_t c = 0; c < width; ++c) theta_sum[c] = bias_sum[c] = 0;
-      for (int64_t row = run.begin; row < run.end; row += width)
-        for (int64_t c = 0; c < width; ++c) {
-          const A code = load(p.codes[row + c]), grad = load(p.grad[row + c]);
-          theta_sum[c] += soft_threshold_grad_theta(code, grad);
-          bias_sum[c] += soft_threshold_grad_u(code, grad);
-        }
-    } else {
-      *theta_sum = sum_over<A>(run.begin, run.end, [&](int64_t i) {
-        return soft_threshold_grad_theta<A>(load(p.codes[i]), load(p.grad[i]));
-      });
-      *bias_sum = sum_over<A>(run.begin, run.end,
-                              [&](int64_t i) { return soft_threshold_grad_u<A>(load(p.codes[i]), load(p.grad[i])); });
-    }
+    for (int64_t row = run.begin; row < run.end; row += width)
+      for (int64_t c = 0; c < width; ++c) {
+        const A code = load(p.codes[row + c]), grad = load(p.grad[row + c]);
+        theta_sum[c] += soft_threshold_grad_theta(code, grad);
+        bias_sum[c] += soft_threshold_grad_u(code, grad);
+      }
   }
 }
 
