@@ -168,6 +168,31 @@ def test_every_kind_of_iteration(kind, name, density, capability):
     check(CASES[name], density, **kind)
 
 
+# As many images as threads take slices of, which they carry through all iterations by themselves.
+OWN_SLICES = {
+    "own slices": Convolution(66, 3, 64, (20, 20), (3, 3), padding=1),  # of 4 images, then 2
+    "own slices of groups": Convolution(64, 4, 96, (21, 20), (5, 5), groups=2),
+    "own slices with residuals": Convolution(32, 1, 64, (1110,), (33,), padding=16),  # on the tape
+}
+
+
+@pytest.mark.parametrize("name", OWN_SLICES)
+@pytest.mark.parametrize(
+    "kind",
+    [{}, dict(tied=True, one_sided=True, x0=True), dict(momentum=[7.0, 0.5, -0.3], x0=True)],
+    ids=["zero", "start", "momentum"],
+)
+def test_slices_that_threads_take_alone(kind, name, capability):
+    case = OWN_SLICES[name]
+    check(case, 0.1, **kind)
+    whole, _ = problem(case, 0.1, **kind)
+    few = {key: value[:5] if key in ("y", "x0") else value for key, value in whole.items()}
+    options = case.geometry | {key: value for key, value in kind.items() if key not in ("tied", "x0")}
+    torch.testing.assert_close(  # the same as where threads share a slice
+        functional.lista(**whole, **options)[:5], functional.lista(**few, **options), rtol=0, atol=0
+    )
+
+
 @pytest.mark.parametrize("name", ["in place", "some by atoms", "strips", "many units"])
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_negative_thresholds(name, one_sided, capability):
@@ -249,9 +274,11 @@ def test_any_choice_of_gradients(momentum, x0, name, capability):
 
 
 @pytest.mark.supports("numbers", "the same bits for any number of threads")
-@pytest.mark.parametrize("name", ["some by atoms", "strips", "strips of groups", "many units", "slices", "one pixel"])
+@pytest.mark.parametrize(
+    "name", ["some by atoms", "strips", "strips of groups", "many units", "slices", "one pixel", *OWN_SLICES]
+)
 def test_the_same_bits_again_and_with_any_number_of_threads(name, capability):
-    arguments, options = problem(CASES[name], 0.1, momentum="fista", x0=True)
+    arguments, options = problem((CASES | OWN_SLICES)[name], 0.1, momentum="fista", x0=True)
     grad = torch.randn_like(arguments["x0"])
     before, results = torch.get_num_threads(), []
     try:
@@ -364,6 +391,18 @@ class Recording:
 
 
 RECORDED = ["in place", "65 atoms", "groups", "some by atoms", "strips"]
+
+
+def test_a_tape_of_slices_that_threads_take_alone(capability):
+    """It is refused where any of them is damaged."""
+    call = Recording(OWN_SLICES["own slices"])
+    expected = call.backward(call.tape)
+    for pixel in (0, call.pixels // 2 // 96 * 96, call.pixels - 400):  # of the first, of another, of the last slice
+        tape = call.tape.clone()
+        call.mask_words(tape, 1)[pixel : pixel + 96] ^= 1
+        call.refuses(tape)
+    for got, twin in zip(call.backward(call.tape), expected, strict=True):
+        assert torch.equal(got, twin)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -29,15 +29,6 @@ DSC_HOST_DEVICE A soft_threshold(A u, A theta) {
   return shrunk <= zero ? zero : with_zero;
 }
 
-// The same for theta >= 0 in fewer operations: u less its part in [-theta, theta].
-template <bool one_sided, typename A>
-DSC_HOST_DEVICE A soft_threshold_nonnegative(A u, A theta) {
-  if (one_sided) return soft_threshold<true>(u, theta);
-  const A below = u < theta ? u : theta;  // theta for a NaN, so that u - theta passes it on
-  const A inside = below > -theta ? below : -theta;
-  return u - inside;
-}
-
 // sign(x) g without a product, so that an infinite g meets no zero.
 template <typename A>
 DSC_HOST_DEVICE A sign_times(A x, A g) {

@@ -326,6 +326,7 @@ struct NormRowsBackward {
 constexpr int64_t block_pixels = 96;    // pixels that share a place in a packed code
 constexpr int64_t product_pixels = 48;  // pixels whose products with all atoms are computed before they are packed
 constexpr int64_t tile_pixels = 6;      // pixels of a register tile
+constexpr int64_t block_room = 16;      // values past those of a block that may be written where results have room
 static_assert(block_pixels % product_pixels == 0 && product_pixels % tile_pixels == 0);
 
 // Where the patch of a code pixel lies in a plane, and the tables of atoms that are as long as a patch.
@@ -347,6 +348,29 @@ struct Patches {
   bool by_atoms;  // backward goes from atom to atom, since a table and its gradient are too much for the nearest cache
   bool
       in_pairs;  // the analysis kernels multiply pairs of taps (bf16_kernels.h); then a run is a column, and they touch
+};
+
+// A unit's plane, column by column: source + sign * the values of all parts; zero outside the signal. Its own rows also
+// go to `own`, or are added to it. Values [from, to) of a column are the signal's; source and own are compact, and
+// begin with the first of the signal's columns, where value 0 of it would be.
+template <typename A>
+struct PlanePart {
+  const A* values;   // where value 0 of the plane's first column would be
+  int64_t from, to;  // of a column
+};
+template <typename A>
+struct PlaneSum {
+  int64_t images, columns, column;  // values of a column
+  int64_t image;                    // from image to image of a plane
+  int64_t first_column, last_column, from, to;
+  const A* source;  // or null
+  int64_t compact_column, compact_image;
+  const PlanePart<A>*parts, *parts_end;
+  A sign;
+  A* out;
+  A* own;  // or null
+  int64_t own_from, own_to;
+  bool add;
 };
 
 // The packed codes of a unit; values of the whole arena. Absent (masks null) for a zero code.
@@ -431,9 +455,9 @@ struct PackedBackwardSynthesis {
   PackedCodes<A> grad;  // on its own support
   const A* plane;
   const A* table;
-  A* gradient;      // or null
-  const A* weight;  // -1 times the same atoms as in PackedAnalysis, where Patches::by_atoms
-  PackedCodes<A> result;
+  A* gradient;            // or null
+  const A* weight;        // -1 times the same atoms as in PackedAnalysis, where Patches::by_atoms
+  PackedCodes<A> result;  // each block has block_room more
   int64_t* used;
 };
 
@@ -509,6 +533,8 @@ struct Kernels {
   void (*packed_combine)(const PackedCombine<accumulate_t<T>>&, char* scratch);
   void (*packed_to_dense)(const PackedToDense<T>&, char* scratch);
   void (*packed_from_dense)(const PackedFromDense<T>&, char* scratch);
+  void (*sum_planes)(const PlaneSum<accumulate_t<T>>&);
+  int64_t (*count_bits)(const uint8_t* masks, int64_t bytes);
 };
 
 struct KernelSet {

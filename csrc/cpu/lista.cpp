@@ -8,7 +8,9 @@
 // smaller than a code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
 //
 // A slice of the batch goes through all steps before the next one starts, so that what lies between the steps takes the
-// memory of a slice, not of the batch, and is still in a cache when it is read.
+// memory of a slice, not of the batch, and is still in a cache when it is read. Where there are many images, a slice is
+// as small as a unit, and threads take slices, which never wait for each other; else threads share the units of a
+// phase.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -59,15 +61,21 @@ struct Problem {
     x0 = torch::stable::contiguous(*x0_);
   }
 
-  // Calls body(problem) for each slice: the same problem for some of the images.
-  template <typename Body>
-  void for_each_slice(const Body& body) const {
+  // Slices are the same problem for some of the images. Gradients of weights are collected in as many groups of
+  // slices, each of which has tables for all steps; that is too much memory where atoms are long.
+  static constexpr int64_t slice_groups = 16;
+  // How many images a slice has that one thread takes through all steps, or 0 where that does not pay. The tape is laid
+  // out by slices, so it does not depend on what is asked for.
+  int64_t images_of_thread() const {
+    constexpr int64_t most_bytes = int64_t{4} << 20;
+    const int64_t table = geometry.code_channels * (geometry.patch() + 16) * 4;  // bytes, about
+    return slice_groups * (analysis.size(0) + 1) * table <= most_bytes ? images_of_unit(geometry) : 0;
+  }
+  Problem slice(int64_t from, int64_t images) const {
     Problem slice = *this;
-    const int64_t images = images_of_slice(geometry);
-    for (slice.first = 0; slice.first < geometry.batch; slice.first += images) {
-      slice.geometry.batch = std::min(images, geometry.batch - slice.first);
-      body(slice);
-    }
+    slice.first = from;
+    slice.geometry.batch = std::min(images, geometry.batch - from);
+    return slice;
   }
 
   // Where the first image begins in a signal and in a code.
@@ -81,32 +89,24 @@ struct Problem {
   bool extrapolates(int64_t k) const { return k >= 1 && !momentum.empty() && momentum[k] != 0; }
 };
 
-// Without an instruction for it, which not every processor has, the compiler calls a function.
-int64_t set_bits(uint64_t bits) {
-  bits -= bits >> 1 & 0x5555555555555555;
-  bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333);
-  return static_cast<int64_t>(((bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
-}
-
 // Whether every place lies in the arena of `capacity` values and has as many values as its masks have bits: what memory
 // safety needs of a tape that came from outside.
-template <typename A>
-bool well_formed(const PackedCodes<A>& codes, int64_t capacity, const Plan& plan, const Unit& unit) {
-  const int64_t atoms = plan.g.group_code_channels(), bytes = mask_bytes(atoms);
-  const PackedCodes<A> part = part_of(codes, plan, unit);
-  for (int64_t pixel = 0; pixel < unit.pixels; pixel += block_pixels) {
+template <typename T>
+bool well_formed(const Units<T>& units, const PackedCodes<accumulate_t<T>>& codes, int64_t capacity, int64_t u) {
+  const int64_t atoms = units.atoms(), bytes = mask_bytes(atoms), pixels = units.plan.units[u].pixels;
+  const PackedCodes<accumulate_t<T>> part = units.part(codes, u);
+  for (int64_t pixel = 0; pixel < pixels; pixel += block_pixels) {
     const Place place = part.places[pixel / block_pixels];
     if (place.first < 0 || place.count < 0 || place.count > capacity || place.first > capacity - place.count)
       return false;
-    int64_t count = 0;
-    for (int64_t p = pixel; p < std::min(unit.pixels, pixel + block_pixels); ++p)
-      for (int64_t word = 0; word < bytes / 8; ++word) {
-        uint64_t bits;
-        std::memcpy(&bits, part.masks + p * bytes + 8 * word, 8);
-        if (64 * word + 64 > atoms && (bits >> (atoms - 64 * word)) != 0) return false;
-        count += set_bits(bits);
-      }
-    if (count != place.count) return false;
+    const uint8_t* const masks = part.masks + pixel * bytes;
+    const int64_t size = std::min(pixels - pixel, block_pixels) * bytes;
+    if (units.kernel.count_bits(masks, size) != place.count) return false;
+    for (int64_t end = bytes; atoms % 64 != 0 && end <= size; end += bytes) {  // no bits beyond the atoms
+      uint64_t bits;
+      std::memcpy(&bits, masks + end - 8, 8);
+      if (bits >> atoms % 64 != 0) return false;
+    }
   }
   return true;
 }
@@ -145,22 +145,23 @@ class Tape {
   int64_t pixels_, first_pixel_, mask_size_, signal_size_, signal_from_, capacity_;
 };
 
-// The units, with what both directions need of the problem.
+// The units of slices of one size, with what both directions need of the problem.
 template <typename T>
 struct Solver : Units<T> {
   using typename Units<T>::A;
   using typename Units<T>::Codes;
-  Buffer<A> signal;      // y, compact
-  Buffer<A> dictionary;  // its table
+  Buffer<A> signal;  // y, compact
   std::optional<Storage<A>> start_storage;
   Codes start{};  // x_0
 
-  explicit Solver(const Problem& p)
-      : Units<T>(p.geometry),
-        signal(this->compact(data<const T>(p.y) + p.signal_from())),
-        dictionary(atom_table(this->plan, data<const T>(p.dictionary))) {
+  Solver(const Problem& p, bool whole) : Units<T>(p.geometry, whole), signal(this->plan.g.signal_size()) { load(p); }
+
+  // Another slice of the same size.
+  void load(const Problem& p) {
+    to_compact(this->plan, data<const T>(p.y) + p.signal_from(), signal.get());
     if (!p.x0) return;
-    int64_t* const used = start_storage.emplace(this->plan).restart();
+    if (!start_storage) start_storage.emplace(this->plan);
+    int64_t* const used = start_storage->restart();
     start = start_storage->codes();
     this->for_each([&](int64_t u, char* scratch) {
       this->from_dense(u, data<const T>(*p.x0) + p.code_from(), nullptr, start, used, scratch);
@@ -168,17 +169,56 @@ struct Solver : Units<T> {
   }
 };
 
+// Calls body(solver, problem, group) for every slice: of one unit each, in parallel, or one after the other (group 0).
+template <typename T, typename Body>
+void for_each_slice(const Problem& p, bool parallel_slices, const Body& body) {
+  const int64_t batch = p.geometry.batch;
+  const int64_t images = parallel_slices ? p.images_of_thread() : images_of_slice(p.geometry);
+  const int64_t slices = (batch + images - 1) / images;
+  const auto run = [&](int64_t begin, int64_t end, int64_t group, std::optional<Solver<T>>& solver) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Problem slice = p.slice(i * images, images);
+      if (solver && solver->plan.g.batch == slice.geometry.batch)
+        solver->load(slice);
+      else
+        solver.emplace(slice, parallel_slices);
+      body(*solver, slice, group);
+    }
+  };
+  if (!parallel_slices) {
+    std::optional<Solver<T>> solver;
+    return run(0, slices, 0, solver);
+  }
+  parallel(Problem::slice_groups, 1, [&](int64_t begin, int64_t end) {
+    std::optional<Solver<T>> solver;
+    for (int64_t group = begin; group < end; ++group)
+      run(slices * group / Problem::slice_groups, slices * (group + 1) / Problem::slice_groups, group, solver);
+  });
+}
+
+// What the kernels read of the arguments that all slices share.
+template <typename T>
+struct Weights {
+  using A = accumulate_t<T>;
+  Buffer<A> dictionary;  // its table
+  std::vector<Buffer<A>> analysis, theta;
+
+  Weights(const Problem& p, const Units<T>& units) : dictionary(atom_table(units.plan, data<const T>(p.dictionary))) {
+    const bool in_pairs = units.plan.patches().in_pairs;
+    for (int64_t k = 0; k < p.analysis.size(0); ++k)
+      analysis.push_back(
+          analysis_weight(units.plan, data<const T>(p.analysis) + k * p.dictionary.numel(), A(1), in_pairs));
+    for (int64_t k = 0; k < p.iterations; ++k)
+      theta.push_back(units.by_group(data<const T>(p.theta) + k * p.geometry.code_channels, 1));
+  }
+};
+
 // The codes of a slice. With a tape, tape_used counts the values of all slices.
 template <typename T>
-void forward(const Problem& p, bool one_sided, T* codes, const std::optional<Tape<accumulate_t<T>>>& tape,
-             int64_t* tape_used) {
+void forward(const Problem& p, const Solver<T>& s, const Weights<T>& weights, bool one_sided, T* codes,
+             const std::optional<Tape<accumulate_t<T>>>& tape, int64_t* tape_used) {
   using A = accumulate_t<T>;
-  Solver<T> s(p);
   const Plan& plan = s.plan;
-  std::vector<Buffer<A>> weights;
-  for (int64_t k = 0; k < p.analysis.size(0); ++k)
-    weights.push_back(
-        analysis_weight(plan, data<const T>(p.analysis) + k * p.dictionary.numel(), A(1), plan.patches().in_pairs));
   const Buffer<A> planes = s.planes();
   // Without a tape two codes take turns, or three where momentum looks one further back.
   std::vector<Storage<A>> turns, extrapolated;
@@ -186,7 +226,6 @@ void forward(const Problem& p, bool one_sided, T* codes, const std::optional<Tap
   if (!p.momentum.empty()) extrapolated.emplace_back(plan);
   PackedCodes<A> x = s.start, before = s.start;
   for (int64_t k = 0; k < p.iterations; ++k) {
-    const Buffer<A> theta = s.by_group(data<const T>(p.theta) + k * plan.g.code_channels, 1);
     const PackedCodes<A> next = tape ? tape->codes(k) : turns[k % turns.size()].codes();
     int64_t* const used = tape ? tape_used : turns[k % turns.size()].restart();
     const bool extrapolates = p.extrapolates(k);
@@ -196,13 +235,14 @@ void forward(const Problem& p, bool one_sided, T* codes, const std::optional<Tap
     if (z.masks)
       s.for_each([&](int64_t u, char* scratch) {
         if (extrapolates) s.combine(u, 1 + w, x, -w, before, nullptr, z, z_used, scratch);
-        s.synthesize(u, z, s.dictionary.get(), planes.get(), scratch);
+        s.synthesize(u, z, weights.dictionary.get(), planes.get(), scratch);
       });
     s.for_each([&](int64_t u, char* scratch) {
       const Buffer<A> plane(plan.plane_size);
       make_plane(plan, u, s.signal.get(), z.masks ? planes.get() : nullptr, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
-      s.analyze(u, plane.get(), weights[p.weight_of(k)].get(), theta.get(), one_sided, z, next, used, scratch);
+      s.analyze(u, plane.get(), weights.analysis[p.weight_of(k)].get(), weights.theta[k].get(), one_sided, z, next,
+                used, scratch);
       if (k + 1 == p.iterations) s.to_dense(u, next, codes, scratch);
     });
     before = x;
@@ -225,11 +265,13 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   if (keep_tape && bytes <= 65536) std::memset(data<char>(tape), 0, bytes);
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
+    const bool parallel_slices = p.images_of_thread() > 0;
+    const Weights<T> weights(p, Units<T>(p.geometry, parallel_slices));
     int64_t used = 0;
-    p.for_each_slice([&](const Problem& slice) {
+    for_each_slice<T>(p, parallel_slices, [&](const Solver<T>& solver, const Problem& slice, int64_t) {
       std::optional<Tape<accumulate_t<T>>> kept;
       if (keep_tape) kept.emplace(slice, p.geometry, tape);
-      forward<T>(slice, one_sided, data<T>(codes) + slice.code_from(), kept, &used);
+      forward<T>(slice, solver, weights, one_sided, data<T>(codes) + slice.code_from(), kept, &used);
     });
   });
   return {codes, tape};
@@ -261,29 +303,75 @@ struct Gradients {
   }
 };
 
-// Adds the gradients of a slice; grad is that of its codes.
+// Where units, or groups of slices, collect gradients of weights: for the step at hand alone, or for all.
 template <typename T>
-void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape, Gradients<T>& wanted) {
+struct Collected {
   using A = accumulate_t<T>;
-  Solver<T> s(p);
+  Shares<A> dictionary;
+  std::vector<Shares<A>> analysis;
+  std::vector<Shares<double>> theta;
+
+  Collected(const Plan& plan, int64_t count, const Gradients<T>& wanted, int64_t weights, int64_t steps)
+      : dictionary(count, wanted.dictionary ? plan.g.groups * plan.table_size() : 0) {
+    for (int64_t i = 0; i < weights; ++i)
+      analysis.emplace_back(count, wanted.analysis ? plan.g.groups * plan.table_size() : 0);
+    for (int64_t i = 0; i < steps; ++i) theta.emplace_back(count, wanted.theta ? plan.g.code_channels : 0);
+  }
+
+  // Adds what stands in place i to the gradient of weight w, or of step k's theta.
+  void add_analysis(const Plan& plan, int64_t lanes, int64_t i, int64_t w, Gradients<T>& wanted) {
+    if (wanted.analysis) add_shares<A>(plan, analysis[i], lanes, data<A>(wanted.of_analysis) + w * plan.weight_size());
+  }
+  void add_theta(int64_t i, int64_t k, Gradients<T>& wanted) {
+    for (int64_t m = 0; m < theta[i].size; ++m) wanted.of_theta[k * theta[i].size + m] += theta[i].sum(m);
+  }
+  void add_dictionary(const Plan& plan, int64_t lanes, Gradients<T>& wanted) {
+    if (wanted.dictionary) add_shares<A>(plan, dictionary, lanes, data<A>(wanted.of_dictionary));
+  }
+};
+
+// What the kernels read of the arguments that all slices share.
+template <typename T>
+struct BackwardWeights {
+  using A = accumulate_t<T>;
+  Buffer<A> dictionary;  // its table
+  // Of gradients off a support, and of dense blocks of wide dictionaries.
+  Buffer<A> negative_dictionary{0}, negative_rows{0};
+  std::vector<Buffer<A>> analysis;  // tables
+
+  // keep: those of all steps, else of the step at hand.
+  BackwardWeights(const Problem& p, const Units<T>& units, bool wants_x0, bool keep)
+      : dictionary(atom_table(units.plan, data<const T>(p.dictionary))) {
+    const Patches patches = units.plan.patches();
+    if (wants_x0)
+      negative_dictionary = analysis_weight(units.plan, data<const T>(p.dictionary), A(-1), patches.in_pairs);
+    if (patches.by_atoms) negative_rows = analysis_weight(units.plan, data<const T>(p.dictionary), A(-1), false);
+    for (int64_t w = 0; w < (keep ? p.analysis.size(0) : 0); ++w) analysis.push_back(table(p, units, w));
+  }
+  static Buffer<A> table(const Problem& p, const Units<T>& units, int64_t w) {
+    return atom_table(units.plan, data<const T>(p.analysis) + w * p.dictionary.numel());
+  }
+};
+
+// Adds the gradients of a slice; grad is that of its codes. Those of weights are left in `collected`, in the tables of
+// its group, or, without that, collected step by step. Returns false for a tape that lista did not write.
+template <typename T>
+bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& weights, const T* grad,
+              const Tape<accumulate_t<T>>& tape, Gradients<T>& wanted, Collected<T>* collected, int64_t group) {
+  using A = accumulate_t<T>;
   const Plan& plan = s.plan;
-  const int64_t weight_size = p.dictionary.numel(), last = p.iterations - 1;
+  const int64_t last = p.iterations - 1;
   const Buffer<A> grad_signal(wanted.y ? plan.g.signal_size() : 0);
   if (wanted.y) std::memset(grad_signal.get(), 0, plan.g.signal_size() * sizeof(A));
 
-  const int64_t count = s.share_count(wanted.dictionary + wanted.analysis);
-  Shares<A> dictionary_shares(count, wanted.dictionary ? plan.g.groups * plan.table_size() : 0);
-  Shares<A> analysis_shares(count, wanted.analysis ? plan.g.groups * plan.table_size() : 0);
-  Shares<double> theta_shares(count, wanted.theta ? plan.g.code_channels : 0);
+  const bool keep = collected != nullptr;
+  const int64_t count = keep ? 1 : s.share_count(wanted.dictionary + wanted.analysis);
+  std::optional<Collected<T>> of_step;
+  Collected<T>& sums = keep ? *collected : of_step.emplace(plan, count, wanted, 1, 1);
 
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
   const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.count() * plan.plane_size);
-  // Of gradients off a support, and of dense blocks of wide dictionaries.
-  Buffer<A> negative_dictionary(0), negative_rows(0);
-  const bool in_pairs = plan.patches().in_pairs;
-  if (wanted.x0) negative_dictionary = analysis_weight(plan, data<const T>(p.dictionary), A(-1), in_pairs);
-  if (plan.patches().by_atoms) negative_rows = analysis_weight(plan, data<const T>(p.dictionary), A(-1), false);
-  Buffer<A> weight(0);
+  Buffer<A> packed(0);  // of the step at hand
   int64_t packed_weight = -1;
 
   // Of steps k and k + 1, in turn: S_W gu, the gradients of x_{k+1} and of z_k; z_k itself, which without momentum is
@@ -302,14 +390,16 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
   int64_t* const first_used = gradients[last % 2].restart();
   s.for_each([&](int64_t u, char* scratch) {
     for (int64_t k = 0; k < p.iterations; ++k)
-      if (!well_formed(tape.codes(k), tape.capacity(), plan, plan.units[u])) damaged = true;
+      if (!well_formed(s, tape.codes(k), tape.capacity(), u)) damaged = true;
     if (!damaged) s.from_dense(u, grad, code(p.iterations).masks, gradients[last % 2].codes(), first_used, scratch);
   });
-  STD_TORCH_CHECK(!damaged, "dsc_ops: the tape is not one that lista wrote for these arguments");
+  if (damaged) return false;
 
   // Of step k, from gu on: dW, dtheta, S_W gu.
-  const auto analysis_of = [&](int64_t k, int64_t u, int64_t share, bool recomputed, A* residual) {
+  const auto analysis_of = [&](int64_t k, int64_t u, int64_t share, const A* weight, bool recomputed, A* residual) {
     const Unit& unit = plan.units[u];
+    const Shares<A>& dW = sums.analysis[keep ? p.weight_of(k) : 0];
+    const Shares<double>& dtheta = sums.theta[keep ? k : 0];
     if (wanted.analysis)
       make_plane(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(),
                  recomputed ? code_planes.get() : nullptr, A(-1), residual, static_cast<A*>(nullptr), false);
@@ -324,9 +414,9 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
                                      s.part(code(k + 1), u),
                                      s.part(grad_u(k), u),
                                      residual,
-                                     weight.get() + table,
-                                     wanted.analysis ? analysis_shares.of(share) + table : nullptr,
-                                     wanted.theta ? theta_shares.of(share) + unit.group * s.atoms() : nullptr,
+                                     weight + table,
+                                     wanted.analysis ? dW.of(share) + table : nullptr,
+                                     wanted.theta ? dtheta.of(share) + unit.group * s.atoms() : nullptr,
                                      nullptr,
                                      plane};
   };
@@ -344,9 +434,9 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
                                       s.part(z, u),
                                       s.part(grad_u(k), u),
                                       plane,
-                                      s.dictionary.get() + table,
-                                      wanted.dictionary ? dictionary_shares.of(share) + table : nullptr,
-                                      negative_rows.get() + unit.group * s.width() * plan.g.patch(),
+                                      weights.dictionary.get() + table,
+                                      wanted.dictionary ? sums.dictionary.of(share) + table : nullptr,
+                                      weights.negative_rows.get() + unit.group * s.width() * plan.g.patch(),
                                       s.part(grad_z, u),
                                       used};
   };
@@ -354,7 +444,7 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
   const auto add_grad_x0 = [&](int64_t k, int64_t u, const A* plane, char* scratch) {
     const bool extrapolated = p.iterations > 1 && p.extrapolates(1);
     if (wanted.x0 && (k == 0 || (k == 1 && extrapolated)))
-      s.analyze_dense(u, plane, negative_dictionary.get(), grad_u(k), k == 0 ? A(1) : -weight_of_momentum(1),
+      s.analyze_dense(u, plane, weights.negative_dictionary.get(), grad_u(k), k == 0 ? A(1) : -weight_of_momentum(1),
                       k == 0 && extrapolated, data<T>(wanted.of_x0) + p.code_from(), scratch);
   };
 
@@ -367,20 +457,20 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
       int64_t* const used = extrapolates ? extrapolated[k % 3].restart() : nullptr;
       s.for_each([&](int64_t u, char* scratch) {
         if (extrapolates) s.combine(u, 1 + w, code(k), -w, code(k - 1), nullptr, z, used, scratch);
-        if (recompute) s.synthesize(u, z, s.dictionary.get(), code_planes.get(), scratch);
+        if (recompute) s.synthesize(u, z, weights.dictionary.get(), code_planes.get(), scratch);
       });
     }
-    if (p.weight_of(k) != packed_weight) {
+    if (!keep && p.weight_of(k) != packed_weight) {
       packed_weight = p.weight_of(k);
-      weight = atom_table(plan, data<const T>(p.analysis) + packed_weight * weight_size);
+      packed = BackwardWeights<T>::table(p, s, packed_weight);
     }
-    if (wanted.analysis) analysis_shares.clear();
-    if (wanted.theta) theta_shares.clear();
+    const A* const weight = keep ? weights.analysis[p.weight_of(k)].get() : packed.get();
     int64_t* const used = k < last ? (separate ? z_gradients[(k + 1) % 2] : gradients[k % 2]).restart() : nullptr;
     int64_t* const moved = k < last && separate ? gradients[k % 2].restart() : nullptr;
-    s.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
+    s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
+      const int64_t share = group + part;
       const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0), plane(k < last ? plan.plane_size : 0);
-      const PackedBackwardAnalysis<A> begin = analysis_of(k, u, share, recompute, residual.get());
+      const PackedBackwardAnalysis<A> begin = analysis_of(k, u, share, weight, recompute, residual.get());
       if (k == last) return s.kernel.packed_backward_analysis(begin, scratch);
       const PackedBackwardSynthesis<A> end = synthesis_of(k + 1, u, share, plane.get(), used);
       s.kernel.packed_backward_synthesis(end, scratch);
@@ -394,22 +484,25 @@ void backward(const Problem& p, const T* grad, const Tape<accumulate_t<T>>& tape
       }
       s.kernel.packed_backward_analysis(begin, scratch);
     });
-    if (wanted.analysis)
-      add_shares<A>(plan, analysis_shares, s.kernel.lanes, data<A>(wanted.of_analysis) + p.weight_of(k) * weight_size);
-    for (int64_t m = 0; wanted.theta && m < plan.g.code_channels; ++m)
-      wanted.of_theta[k * plan.g.code_channels + m] += theta_shares.sum(m);
+    if (keep) continue;
+    sums.add_analysis(plan, s.kernel.lanes, 0, p.weight_of(k), wanted);
+    sums.analysis[0].clear();
+    sums.add_theta(0, k, wanted);
+    sums.theta[0].clear();
   }
   if (p.x0 || wanted.y) {
     int64_t* const used = (separate ? z_gradients[0] : gradients[1]).restart();
-    s.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
+    s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
+      const int64_t share = group + part;
       const Buffer<A> plane(plan.plane_size);
       const PackedBackwardSynthesis<A> end = synthesis_of(0, u, share, plane.get(), used);
       if (p.x0 && wanted.dictionary) s.kernel.packed_backward_synthesis(end, scratch);
       add_grad_x0(0, u, plane.get(), scratch);
     });
   }
-  if (wanted.dictionary) add_shares<A>(plan, dictionary_shares, s.kernel.lanes, data<A>(wanted.of_dictionary));
+  if (!keep) sums.add_dictionary(plan, s.kernel.lanes, wanted);
   if (wanted.y) from_compact(plan, grad_signal.get(), data<T>(wanted.of_y) + p.signal_from());
+  return true;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
@@ -427,9 +520,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
                         tape.numel() == TapeLayout(p.geometry, p.iterations, sizeof(A)).bytes,
                     "dsc_ops: the tape is not one that lista wrote for these arguments");
     Gradients<T> out(p, needs);
-    p.for_each_slice([&](const Problem& slice) {
-      backward<T>(slice, data<const T>(codes_grad) + slice.code_from(), Tape<A>(slice, p.geometry, tape), out);
+    const bool parallel_slices = p.images_of_thread() > 0;
+    const Units<T> units(p.geometry, parallel_slices);
+    const BackwardWeights<T> weights(p, units, out.x0, parallel_slices);
+    std::optional<Collected<T>> collected;
+    if (parallel_slices) collected.emplace(units.plan, Problem::slice_groups, out, p.analysis.size(0), p.iterations);
+    std::atomic<bool> damaged = false;
+    for_each_slice<T>(p, parallel_slices, [&](const Solver<T>& solver, const Problem& slice, int64_t group) {
+      const Tape<A> kept(slice, p.geometry, tape);
+      if (!backward<T>(slice, solver, weights, data<const T>(codes_grad) + slice.code_from(), kept, out,
+                       collected ? &*collected : nullptr, group))
+        damaged = true;
     });
+    STD_TORCH_CHECK(!damaged, "dsc_ops: the tape is not one that lista wrote for these arguments");
+    for (int64_t w = 0; collected && w < p.analysis.size(0); ++w)
+      collected->add_analysis(units.plan, units.kernel.lanes, w, w, out);
+    for (int64_t k = 0; collected && k < p.iterations; ++k) collected->add_theta(k, k, out);
+    if (collected) collected->add_dictionary(units.plan, units.kernel.lanes, out);
     const Tensor of_theta = torch::stable::new_empty(p.theta, out.theta ? sizes(p.theta) : Sizes{0});
     for (size_t i = 0; i < out.of_theta.size(); ++i) data<T>(of_theta)[i] = store<T>(static_cast<A>(out.of_theta[i]));
     return std::tuple{out.of_y, rounded<T>(p.y, out.of_dictionary), rounded<T>(p.y, out.of_analysis), of_theta,

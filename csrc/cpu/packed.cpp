@@ -28,16 +28,29 @@ int64_t pixels_of_unit(const Geometry& g) {
   return std::max(least_pixels, least_products / std::max<int64_t>(1, products));
 }
 
+// Whether there are few enough images, and large enough ones, to cut them into strips.
+bool cuts_images(const Geometry& g) {
+  return g.batch * g.groups < most_units && g.code_pixels() >= 2 * pixels_of_unit(g);
+}
+
+int64_t images_for_pixels(const Geometry& g) {
+  const int64_t unit = pixels_of_unit(g), pixels = std::max<int64_t>(1, g.code_pixels());
+  return (unit + pixels - 1) / pixels;
+}
+
 }  // namespace
 
 int64_t images_of_slice(const Geometry& g) {
-  const int64_t unit = pixels_of_unit(g), pixels = std::max<int64_t>(1, g.code_pixels());
-  const int64_t images = (unit + pixels - 1) / pixels;  // of a unit
-  return std::max<int64_t>(1, (slice_units + g.groups - 1) / g.groups * images);
+  return std::max<int64_t>(1, (slice_units + g.groups - 1) / g.groups * images_for_pixels(g));
+}
+
+int64_t images_of_unit(const Geometry& g) {
+  const int64_t images = std::max((g.batch * g.groups + most_units - 1) / most_units, images_for_pixels(g));
+  return cuts_images(g) || slice_units * images > g.batch + images - 1 ? 0 : images;
 }
 
 Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size,
-           bool pairs)
+           bool pairs, bool whole)
     : g(geometry) {
   if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
     std::swap(g.signal_h, g.signal_w);
@@ -50,7 +63,7 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
   const int64_t channels = g.group_signal_channels();
   group_pixels = g.batch * g.code_pixels();
   group_signal = g.batch * channels * g.signal_pixels();
-  make_units();
+  make_units(whole);
 
   plane_w = (g.code_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
   column = plane_h * channels;
@@ -110,14 +123,14 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
   for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
 }
 
-void Plan::make_units() {
+void Plan::make_units(bool whole) {
   const int64_t pixels = g.code_pixels(), all = g.batch * g.groups;
-  const int64_t least = pixels_of_unit(g);
   int64_t strips = 1, images = 1;
-  if (all < most_units && pixels >= 2 * least)
-    strips = std::clamp<int64_t>(std::min(most_units / std::max<int64_t>(1, all), pixels / least), 1, g.code_h);
+  if (!whole && cuts_images(g))
+    strips =
+        std::clamp<int64_t>(std::min(most_units / std::max<int64_t>(1, all), pixels / pixels_of_unit(g)), 1, g.code_h);
   else
-    images = std::clamp<int64_t>(std::max((all + most_units - 1) / most_units, (least + pixels - 1) / pixels), 1,
+    images = std::clamp<int64_t>(std::max((all + most_units - 1) / most_units, images_for_pixels(g)), 1,
                                  std::max<int64_t>(1, g.batch));
   const int64_t rows = (g.code_h + strips - 1) / strips;
   strips = (g.code_h + rows - 1) / rows;
@@ -243,51 +256,28 @@ template <typename A>
 void make_plane(const Plan& plan, int64_t index, const A* source, const A* planes, A sign, A* out, A* own, bool add) {
   const Geometry& g = plan.g;
   const Unit& unit = plan.units[index];
-  const int64_t channels = g.group_signal_channels();
+  const int64_t channels = g.group_signal_channels(), compact_column = g.signal_h * channels;
   const int64_t top = unit.row - g.padding_h;  // signal row of the plane's first row
   const int64_t from = std::clamp<int64_t>(-top, 0, plan.plane_h);
   const int64_t to = std::clamp<int64_t>(g.signal_h - top, from, plan.plane_h);
-  // The strips of the image whose planes meet this one.
-  int64_t first = index, last = index;
-  while (first > index - unit.strip && plan.units[first - 1].row + plan.plane_h > unit.row) --first;
-  while (last < index - unit.strip + unit.strips - 1 && plan.units[last + 1].row < unit.row + plan.plane_h) ++last;
-  for (int64_t i = 0; i < unit.images; ++i)
-    for (int64_t x = 0; x < plan.plane_w; ++x) {
-      A* const target = out + i * plan.plane_image + x * plan.column;
-      const int64_t w = x - g.padding_w;
-      if (w < 0 || w >= g.signal_w) {
-        std::memset(target, 0, plan.column * sizeof(A));
-        continue;
-      }
-      const int64_t compact =
-          (((unit.group * g.batch + unit.image + i) * g.signal_w + w) * g.signal_h + top) * channels;
-      std::memset(target, 0, from * channels * sizeof(A));
-      std::memset(target + to * channels, 0, (plan.column - to * channels) * sizeof(A));
-      if (source)
-        std::memcpy(target + from * channels, source + compact + from * channels, (to - from) * channels * sizeof(A));
-      else
-        std::memset(target + from * channels, 0, (to - from) * channels * sizeof(A));
-      if (planes)
-        for (int64_t other = first; other <= last; ++other) {
-          const int64_t shift = plan.units[other].row - unit.row;  // its first row, seen from this plane
-          const int64_t begin = std::max(from, shift), end = std::min(to, shift + plan.plane_h);
-          if (begin >= end) continue;
-          const A* const in = planes + other * plan.plane_size + i * plan.plane_image + x * plan.column;
-          const A* const values = in + (begin - shift) * channels;
-          A* const rows = target + begin * channels;
-          for (int64_t j = 0; j < (end - begin) * channels; ++j) rows[j] += sign * values[j];
-        }
-      if (own) {
-        const int64_t begin = std::clamp(unit.own_from - top, from, to), end = std::clamp(unit.own_to - top, from, to);
-        A* const rows = own + compact + begin * channels;
-        const A* const values = target + begin * channels;
-        const int64_t size = std::max<int64_t>(0, end - begin) * channels;
-        if (add)
-          for (int64_t j = 0; j < size; ++j) rows[j] += values[j];
-        else
-          std::memcpy(rows, values, size * sizeof(A));
-      }
+  std::vector<PlanePart<A>> parts;  // of the strips of the image whose planes meet this one
+  if (planes) {
+    int64_t first = index, last = index;
+    while (first > index - unit.strip && plan.units[first - 1].row + plan.plane_h > unit.row) --first;
+    while (last < index - unit.strip + unit.strips - 1 && plan.units[last + 1].row < unit.row + plan.plane_h) ++last;
+    for (int64_t other = first; other <= last; ++other) {
+      const int64_t shift = plan.units[other].row - unit.row;  // its first row, seen from this plane
+      const int64_t begin = std::max(from, shift), end = std::min(to, shift + plan.plane_h);
+      if (begin < end)
+        parts.push_back({planes + other * plan.plane_size - shift * channels, begin * channels, end * channels});
     }
+  }
+  const int64_t compact = ((unit.group * g.batch + unit.image) * g.signal_w * g.signal_h + top) * channels;
+  kernels<A>().sum_planes(
+      {unit.images, plan.plane_w, plan.column, plan.plane_image, g.padding_w, g.padding_w + g.signal_w, from * channels,
+       to * channels, source ? source + compact : nullptr, compact_column, g.signal_w * compact_column, parts.data(),
+       parts.data() + parts.size(), sign, out, own ? own + compact : nullptr,
+       std::clamp(unit.own_from - top, from, to) * channels, std::clamp(unit.own_to - top, from, to) * channels, add});
 }
 
 #define DSC_INSTANTIATE(T)                                                                        \

@@ -1,6 +1,6 @@
 // How a convolution between signals and packed codes is laid out in memory and cut into units that threads share.
 //
-// Images are independent, so lista takes them in slices, each a problem of its own with a plan of its own.
+// Images are independent, so lista takes them in slices, each a problem of its own.
 // The code pixels of each group are cut into units: whole images, or strips of rows where images are few and large. A
 // unit reads and writes the signal through a plane of its own, [image][column][row][channel] with a border for the
 // padding, so units never wait for each other inside a phase and sums do not depend on the number of threads. Images
@@ -26,9 +26,9 @@ struct Unit {
 class Plan {
  public:
   // vector: lanes of the kernels' vectors; chunk_vectors: how many a chunk of a table may have;
-  // pairs: whether the analysis kernels can multiply pairs of taps.
+  // pairs: whether the analysis kernels can multiply pairs of taps; whole: units are whole images.
   Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size,
-       bool pairs);
+       bool pairs, bool whole);
 
   Geometry g;  // a signal of one axis turned so that it lies along h
   std::vector<Unit> units;
@@ -57,15 +57,18 @@ class Plan {
   // Where the unit's pixels begin among all pixels of all groups.
   int64_t pixel(const Unit& unit) const { return unit.group * group_pixels + unit.first; }
   int64_t table_size() const { return g.group_code_channels() * stride; }
+  int64_t weight_size() const { return g.code_channels * g.patch(); }
 
  private:
   std::vector<int64_t> segment_, vector_, chunks_;
   bool copied_, slides_, by_atoms_, in_pairs_;
-  void make_units();
+  void make_units(bool whole);
 };
 
-// How many images go through all steps of lista together.
+// How many images go through all steps of lista together, with threads for their units.
 int64_t images_of_slice(const Geometry& geometry);
+// How many make up a unit where units are whole images, of which there are enough for threads; else 0.
+int64_t images_of_unit(const Geometry& geometry);
 
 // A compact copy of signals (N, C, *), and back.
 template <typename T>

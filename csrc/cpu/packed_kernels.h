@@ -497,6 +497,17 @@ DSC_HOST_DEVICE Lanes<float> rounded_lanes<float16>(Lanes<float> v) {
 }
 #endif
 
+// T of a vector of atoms, rounded to what a code's values are; for theta >= 0 in fewer operations, u less its part in
+// [-theta, theta].
+template <bool one_sided, bool nonnegative, typename T>
+DSC_HOST_DEVICE Lanes<accumulate_t<T>> thresholded(const Lanes<accumulate_t<T>>& u,
+                                                   const Lanes<accumulate_t<T>>& theta) {
+  if constexpr (!nonnegative || one_sided)
+    return rounded_lanes<T>(soft_threshold<one_sided>(u, theta));
+  else
+    return rounded_lanes<T>(u - clamped<accumulate_t<T>>(u, theta));
+}
+
 // rows += the packed values of as many pixels. In a pass of its own: where reading and compressing alternate, a load
 // has to wait until the address of the store before it is known, which takes twice as long.
 template <typename A>
@@ -520,8 +531,7 @@ DSC_HOST_DEVICE accumulate_t<T>* pack_rows(const PackedAnalysis<T>& p, uint8_t* 
     Packer<A> packer(mask, bytes, width, out);
     for (int64_t v = 0; v < width / Vector<A>::lanes; ++v) {
       const V u = reinterpret_cast<const V*>(row)[v];
-      packer.add(v, rounded_lanes<T>(nonnegative ? soft_threshold_nonnegative<one_sided>(u, theta[v])
-                                                 : soft_threshold<one_sided>(u, theta[v])));
+      packer.add(v, thresholded<one_sided, nonnegative, T>(u, theta[v]));
     }
     out = packer.values;
   }
@@ -544,7 +554,7 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
                                                         const int64_t* base, uint8_t* mask, accumulate_t<T>* out) {
   using A = accumulate_t<T>;
   using V = Lanes<A>;
-  const int64_t bytes = mask_bytes(p.atoms), width = vectors * Vector<A>::lanes;
+  constexpr int64_t width = vectors * Vector<A>::lanes, bytes = (width + 63) / 64 * 8;
   V sum[tile_pixels][vectors] = {};
   if (start.mask) {
     Reader<A> reader = start;
@@ -563,9 +573,7 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
   for (int t = 0; t < tile_pixels; ++t, mask += bytes) {
     Packer<A> packer(mask, bytes, width, out);
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v)
-      packer.add(v, rounded_lanes<T>(nonnegative ? soft_threshold_nonnegative<one_sided>(sum[t][v], theta[v])
-                                                 : soft_threshold<one_sided>(sum[t][v], theta[v])));
+    for (int v = 0; v < vectors; ++v) packer.add(v, thresholded<one_sided, nonnegative, T>(sum[t][v], theta[v]));
     out = packer.values;
   }
   return out;
@@ -1009,66 +1017,78 @@ template <typename A>
 void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratch) {
   Workspace<A> work(p.atoms, p.patches.vectors, scratch);
   work.make_masks(p.patches);
-  const int64_t bytes = mask_bytes(p.atoms);
+  const int64_t bytes = mask_bytes(p.atoms), atom_vectors = work.width / Vector<A>::lanes;
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
     prefetch_next(p.codes, block, p.pixels);
     prefetch_next(p.grad, block, p.pixels);
-    if (count > 0) {
-      // The gradient of u, moved from the support of the step's result to that of its start; with the dense products
-      // where the block takes those.
-      const bool dense = is_dense<A>(p.patches, count, pixels, p.atoms);
-      Reader<A> reader{p.grad.masks + first * bytes, p.grad.values + p.grad.places[block].first};
-      Picker<A> picker{p.codes.masks + first * bytes, work.values};
-      if (!dense) move_values(reader, picker, bytes, pixels, work.width / Vector<A>::lanes);
-      for (int64_t from = 0; dense && from < pixels; from += product_pixels) {
-        const int64_t part = pixels - from < product_pixels ? pixels - from : product_pixels;
-        multiply_block<SingleTaps>(p.patches, p.weight, p.plane, p.base + first + from, part, work);
-        const Lanes<A>* row = reinterpret_cast<const Lanes<A>*>(work.rows);
-        for (int64_t t = 0; t < part; ++t, reader.mask += bytes, picker.mask += bytes)
-          for (int64_t v = 0; v < work.width / Vector<A>::lanes; ++v, ++row) picker.add(v, reader.next(v) + *row);
-      }
-      const uint8_t* const support = p.codes.masks + first * bytes;
-      const A* const values = p.codes.values + p.codes.places[block].first;
+    const int64_t place = count ? __atomic_fetch_add(p.used, count + block_room, __ATOMIC_RELAXED) : 0;
+    p.result.places[block] = {place, count};
+    if (count == 0) continue;
+    A* const result = p.patches.slides ? p.result.values + place : work.values;
+    const uint8_t* const support = p.codes.masks + first * bytes;
+    const A* const values = p.codes.values + p.codes.places[block].first;
+    Reader<A> reader{p.grad.masks + first * bytes, p.grad.values + p.grad.places[block].first};
 #if defined(__AVX512F__)
-      if (p.patches.slides) {
-        with_window(p.patches, SlideDots<A>{p.patches, p.base + first, first, pixels, support, bytes, values,
-                                            work.values, p.table, p.gradient, p.plane});
-        keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
-        continue;
-      }
-#endif
-      const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
-      const int64_t* const vector = p.patches.vector;
-      if (dense) {
-        make_dense(support, bytes, values, pixels, A(-1), work);
-        if (p.gradient)
-          for_each_chunk<A>(p.patches, p.atoms,
-                            GradientOfAllAtoms<A>{work, vector, p.gradient, patches, pixels, p.atoms});
-      } else if (p.patches.by_atoms) {
-        list_by_pixels(support, bytes, pixels, work);
-        list_by_atoms(pixels, p.atoms, values, work);
-        for (int64_t i = 0; i < count; ++i) work.result[i] = A(0);
-        if (p.gradient)
-          for_each_chunk<A>(p.patches, p.atoms,
-                            DotByAtoms<true, A>{work, vector, p.table, p.gradient, patches, pixels, p.atoms});
-        else
-          for_each_chunk<A>(p.patches, p.atoms,
-                            DotByAtoms<false, A>{work, vector, p.table, nullptr, patches, pixels, p.atoms});
-        for (int64_t i = 0; i < count; ++i) work.values[work.entry_value[i]] -= work.result[i];
-      } else if (p.gradient) {
-        for_each_chunk<A>(p.patches, p.atoms,
-                          DotAtoms<true, A>{work.masks, vector, support, bytes, values, work.values, p.table,
-                                            p.gradient, patches, pixels});
-      } else {
-        for_each_chunk<A>(p.patches, p.atoms,
-                          DotAtoms<false, A>{work.masks, vector, support, bytes, values, work.values, p.table, nullptr,
-                                             patches, pixels});
-      }
+    if (p.patches.slides) {
+      with_window(p.patches, SlideDots<A>{p.patches, p.base + first, first, pixels, support, bytes, atom_vectors,
+                                          values, reader, result, p.table, p.gradient, p.plane});
+      continue;
     }
-    keep_values(work, count, PackedCodes<A>{nullptr, p.result.places, p.result.values}, block, p.used);
+#endif
+    // The gradient of u, moved from the support of the step's result to that of its start; with the dense products
+    // where the block takes those.
+    const bool dense = is_dense<A>(p.patches, count, pixels, p.atoms);
+    Picker<A> picker{support, result};
+    for (int64_t t = 0; t < pixels && !dense; ++t, reader.mask += bytes, picker.mask += bytes)
+      move_pixel(reader, picker, bytes, atom_vectors);
+    for (int64_t from = 0; dense && from < pixels; from += product_pixels) {
+      const int64_t part = pixels - from < product_pixels ? pixels - from : product_pixels;
+      multiply_block<SingleTaps>(p.patches, p.weight, p.plane, p.base + first + from, part, work);
+      const Lanes<A>* row = reinterpret_cast<const Lanes<A>*>(work.rows);
+      for (int64_t t = 0; t < part; ++t, reader.mask += bytes, picker.mask += bytes)
+        for (int64_t v = 0; v < atom_vectors; ++v, ++row) picker.add(v, reader.next(v) + *row);
+    }
+    const Block<const A> patches = patches_of(p.patches, p.plane, p.base + first, pixels, work);
+    const int64_t* const vector = p.patches.vector;
+    if (dense) {
+      make_dense(support, bytes, values, pixels, A(-1), work);
+      if (p.gradient)
+        for_each_chunk<A>(p.patches, p.atoms,
+                          GradientOfAllAtoms<A>{work, vector, p.gradient, patches, pixels, p.atoms});
+    } else if (p.patches.by_atoms) {
+      list_by_pixels(support, bytes, pixels, work);
+      list_by_atoms(pixels, p.atoms, values, work);
+      for (int64_t i = 0; i < count; ++i) work.result[i] = A(0);
+      if (p.gradient)
+        for_each_chunk<A>(p.patches, p.atoms,
+                          DotByAtoms<true, A>{work, vector, p.table, p.gradient, patches, pixels, p.atoms});
+      else
+        for_each_chunk<A>(p.patches, p.atoms,
+                          DotByAtoms<false, A>{work, vector, p.table, nullptr, patches, pixels, p.atoms});
+      for (int64_t i = 0; i < count; ++i) result[work.entry_value[i]] -= work.result[i];
+    } else if (p.gradient) {
+      for_each_chunk<A>(
+          p.patches, p.atoms,
+          DotAtoms<true, A>{work.masks, vector, support, bytes, values, result, p.table, p.gradient, patches, pixels});
+    } else {
+      for_each_chunk<A>(
+          p.patches, p.atoms,
+          DotAtoms<false, A>{work.masks, vector, support, bytes, values, result, p.table, nullptr, patches, pixels});
+    }
+    memcpy(p.result.values + place, result, count * sizeof(A));
   }
+}
+
+inline int64_t count_bits(const uint8_t* masks, int64_t bytes) {
+  int64_t count = 0;
+  for (int64_t b = 0; b < bytes; b += 8) {
+    uint64_t word;
+    memcpy(&word, masks + b, 8);
+    count += bit_count(word);
+  }
+  return count;
 }
 
 // --- between packed codes -------------------------------------------------------------------------------------------
@@ -1132,20 +1152,48 @@ void packed_to_dense(const PackedToDense<T>& p, char* scratch) {
   }
 }
 
+// The values of up to a cache line of pixels on their support. Lines are copied first: those of all atoms are as far
+// apart as a cache is large, and would push each other out before the last of their pixels is read.
+template <typename T>
+DSC_HOST_DEVICE void read_support(const uint8_t* on, int64_t bytes, int64_t pixels, const T* dense,
+                                  int64_t image_pixels, T* tile, accumulate_t<T>*& out) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t b = 0; b < bytes; b += 8) {
+    uint64_t any = 0;
+    for (int64_t i = 0; i < pixels; ++i) {
+      uint64_t word;
+      memcpy(&word, on + i * bytes + b, 8);
+      any |= word;
+    }
+    for (; any; any &= any - 1) {
+      const int64_t atom = 8 * b + __builtin_ctzll(any);
+      if (pixels == line)
+        memcpy(tile + atom * line, dense + atom * image_pixels, 64);
+      else
+        memcpy(tile + atom * line, dense + atom * image_pixels, pixels * sizeof(T));
+    }
+  }
+  for (int64_t i = 0; i < pixels; ++i)
+    for_each_nonzero(on + i * bytes, bytes, [&](int64_t atom) { *out++ = load(tile[i + atom * line]); });
+}
+
 // Dense to packed: on the support given by p.on, or else on the dense code's own, whose masks are written.
 template <typename T>
 void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
   using A = accumulate_t<T>;
   Workspace<A> work(p.atoms, 1, scratch);
   const int64_t bytes = mask_bytes(p.atoms), width = work.width;
+  constexpr int64_t line = 64 / sizeof(T);
+  T* const tile = reinterpret_cast<T*>(work.rows);  // [atom][pixel of a line]
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     A* out = work.values;
     if (p.on) {
       for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
-        for (int64_t i = 0; i < run; ++i)
-          for_each_nonzero(p.on + (first + t + i) * bytes, bytes,
-                           [&](int64_t atom) { *out++ = load(p.dense[offset + i + atom * p.image_pixels]); });
+        for (int64_t i = 0; i < run; i += line) {
+          const int64_t some = run - i < line ? run - i : line;
+          read_support(p.on + (first + t + i) * bytes, bytes, some, p.dense + offset + i, p.image_pixels, tile, out);
+        }
       });
     } else {
       for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {

@@ -12,6 +12,7 @@
 #include "norm_kernels.h"
 #include "packed_kernels.h"
 #include "penalty_kernels.h"
+#include "plane_kernels.h"
 #include "rows_kernels.h"
 #include "threshold_kernels.h"
 #include "vectors.h"
@@ -58,7 +59,9 @@ constexpr Kernels<T> make_kernels() {
           packed_backward_synthesis<accumulate_t<T>>,
           packed_combine<accumulate_t<T>>,
           packed_to_dense<T>,
-          packed_from_dense<T>};
+          packed_from_dense<T>,
+          sum_planes<accumulate_t<T>>,
+          count_bits};
 }
 
 }  // namespace DSC_CPU_LEVEL

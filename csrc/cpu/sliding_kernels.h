@@ -85,6 +85,9 @@ DSC_HOST_DEVICE int64_t row_end(const Patches& patches, int64_t first, int64_t t
   return left < pixels - t ? t + left : pixels;
 }
 
+// Whether a pixel has one word of a mask and one column of its own: then the kernels know it, for 2 % of their time.
+DSC_HOST_DEVICE bool is_usual(const Patches& patches, int64_t bytes) { return bytes == 8 && patches.fresh == 1; }
+
 // Calls f.template run<patches.vectors>().
 template <typename F>
 DSC_HOST_DEVICE void with_window(const Patches& patches, const F& f) {
@@ -107,16 +110,14 @@ DSC_HOST_DEVICE void with_window(const Patches& patches, const F& f) {
   }
 }
 
-// sum += sign(x) g
-template <typename A>
-DSC_HOST_DEVICE void add_signed(A x, A g, A* sum) {
-  using I = typename MaskElement<A>::type;
-  I bits, sign;
-  memcpy(&sign, &x, sizeof(A));
-  memcpy(&bits, &g, sizeof(A));
-  bits ^= sign & (I(1) << (8 * sizeof(I) - 1));
-  memcpy(&g, &bits, sizeof(A));
-  *sum += g;
+// sum += sign(x) g. A sign is changed in a vector register: the way to the others takes as long as a store.
+DSC_HOST_DEVICE void add_signed(const float* x, const float* g, float* sum) {
+  const __m128 sign = _mm_and_ps(_mm_load_ss(x), _mm_set_ss(-0.0f));
+  _mm_store_ss(sum, _mm_add_ss(_mm_load_ss(sum), _mm_xor_ps(_mm_load_ss(g), sign)));
+}
+DSC_HOST_DEVICE void add_signed(const double* x, const double* g, double* sum) {
+  const __m128d sign = _mm_and_pd(_mm_load_sd(x), _mm_set_sd(-0.0));
+  _mm_store_sd(sum, _mm_add_sd(_mm_load_sd(sum), _mm_xor_pd(_mm_load_sd(g), sign)));
 }
 
 // plane += the sum over a block's non-zeros of value * atom; gradient of each atom += value * patch of the residual;
@@ -138,21 +139,27 @@ struct SlideSums {
 
   template <int vectors>
   DSC_HOST_DEVICE void run() const {
-    if (!gradient)
-      add<vectors, true, false, false>();
-    else if (!plane)
-      add<vectors, false, true, false>();
-    else if (!signed_sums)
-      add<vectors, true, true, false>();
-    else
-      add<vectors, true, true, true>();
+    is_usual(patches, bytes) ? run<vectors, true>() : run<vectors, false>();
   }
 
-  template <int vectors, bool with_sums, bool with_gradient, bool with_signs>
+  template <int vectors, bool usual>
+  DSC_HOST_DEVICE void run() const {
+    if (!gradient)
+      add<vectors, usual, true, false, false>();
+    else if (!plane)
+      add<vectors, usual, false, true, false>();
+    else if (!signed_sums)
+      add<vectors, usual, true, true, false>();
+    else
+      add<vectors, usual, true, true, true>();
+  }
+
+  template <int vectors, bool usual, bool with_sums, bool with_gradient, bool with_signs>
   __attribute__((noinline)) void add() const {
     using V = Lanes<A>;
     const Slide<A> slide(patches);
-    const int64_t columns = patches.segments, step = patches.column, fresh = patches.fresh, mask_size = bytes;
+    const int64_t columns = patches.segments, step = patches.column;
+    const int64_t fresh = usual ? 1 : patches.fresh, mask_size = usual ? 8 : bytes;
     const A* const atoms = table;  // what is in registers need not be read again after each store
     A *const gradients = gradient, *const signs = signed_sums;
     const A *value = values, *code = codes;
@@ -160,75 +167,87 @@ struct SlideSums {
     for (int64_t t = 0; t < pixels;) {
       const int64_t stop = row_end(patches, first, t, pixels);
       Window<vectors, A> patch, sum;
+      const A* in = with_gradient ? residual + base[t] : nullptr;  // the column that comes in next
+      A* out = with_sums ? plane + base[t] : nullptr;              // and that which leaves
       if (with_gradient)
-        for (int64_t i = 0; i < columns - fresh; ++i) patch.push(slide, residual + base[t] + i * step);
+        for (int64_t i = columns - fresh; i > 0; --i, in += step) patch.push(slide, in);
       for (; t < stop; ++t, mask += mask_size) {
         if (with_gradient)
-          for (int64_t i = columns - fresh; i < columns; ++i) patch.push(slide, residual + base[t] + i * step);
-        if (any_nonzero(mask, mask_size)) {
-          V own[vectors] = {};
-          for_each_nonzero(mask, mask_size, [&](int64_t atom) {
-            const A scale = *value++;
-            if (with_sums) {
-              const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
+          for (int64_t i = fresh; i > 0; --i, in += step) patch.push(slide, in);
+        V own[vectors] = {};
+        for_each_nonzero(mask, mask_size, [&](int64_t atom) {
+          const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
+          V* const sums = reinterpret_cast<V*>(gradients) + atom * vectors;
+          const A scale = *value;
+          if (with_signs) add_signed(code++, value, signs + atom);
 #pragma GCC unroll 16
-              for (int v = 0; v < vectors; ++v) own[v] += scale * row[v];
-            }
-            if (with_gradient) {
-              V* const out = reinterpret_cast<V*>(gradients) + atom * vectors;
-#pragma GCC unroll 16
-              for (int v = 0; v < vectors; ++v) out[v] += scale * patch.v[v];
-            }
-            if (with_signs) add_signed(*code++, scale, signs + atom);
-          });
+          for (int v = 0; v < vectors; ++v) {
+            if (with_sums) own[v] += scale * row[v];
+            if (with_gradient) sums[v] += scale * patch.v[v];
+          }
+          ++value;
+        });
+        if (with_sums) {
           own[vectors - 1] = only_lanes<A>(slide.whole, own[vectors - 1]);  // NaN times zero is none of the next column
 #pragma GCC unroll 16
           for (int v = 0; v < vectors; ++v) sum.v[v] += own[v];
+          for (int64_t i = fresh; i > 0; --i, out += step) sum.pop(slide, out);
         }
-        if (with_sums)
-          for (int64_t i = 0; i < fresh; ++i) sum.pop(slide, plane + base[t] + i * step);
       }
       if (with_sums)
-        for (int64_t i = fresh; i < columns; ++i) sum.pop(slide, plane + base[t - 1] + i * step);
+        for (int64_t i = columns - fresh; i > 0; --i, out += step) sum.pop(slide, out);
     }
   }
 };
 
-// grad of each non-zero -= patch * atom; gradient of each atom, where there is one, -= value * patch.
+// On the support: result = grad, which has a support of its own, - patch * atom; gradient of each atom, where there is
+// one, -= value * patch. To move a pixel's grad here keeps the processor busy while its guesses about the loop over the
+// pixel before turn out wrong.
 template <typename A>
 struct SlideDots {
   const Patches& patches;
   const int64_t* base;
   int64_t first, pixels;
   const uint8_t* support;
-  int64_t bytes;
+  int64_t bytes, atom_vectors;
   const A* values;
-  A* grad;  // with room for three more
+  Reader<A> grad;
+  A* result;  // with room for a vector more
   const A* table;
   A* gradient;
   const A* plane;
 
   template <int vectors>
   DSC_HOST_DEVICE void run() const {
-    gradient ? subtract<vectors, true>() : subtract<vectors, false>();
+    is_usual(patches, bytes) ? run<vectors, true>() : run<vectors, false>();
   }
 
-  template <int vectors, bool with_gradient>
+  template <int vectors, bool usual>
+  DSC_HOST_DEVICE void run() const {
+    gradient ? subtract<vectors, usual, true>() : subtract<vectors, usual, false>();
+  }
+
+  template <int vectors, bool usual, bool with_gradient>
   __attribute__((noinline)) void subtract() const {
     using V = Lanes<A>;
     const Slide<A> slide(patches);
-    const int64_t columns = patches.segments, step = patches.column, fresh = patches.fresh, mask_size = bytes;
+    const int64_t columns = patches.segments, step = patches.column;
+    const int64_t fresh = usual ? 1 : patches.fresh, mask_size = usual ? 8 : bytes;
     const A* const atoms = table;  // what is in registers need not be read again after each store
     A* const gradients = gradient;
     const A* value = values;
     const uint8_t* mask = support;
-    A* result = grad;
+    Reader<A> reader = grad;
+    A* out = result;
     for (int64_t t = 0; t < pixels;) {
       const int64_t stop = row_end(patches, first, t, pixels);
       Window<vectors, A> patch;
-      for (int64_t i = 0; i < columns - fresh; ++i) patch.push(slide, plane + base[t] + i * step);
-      for (; t < stop; ++t, mask += mask_size) {
-        for (int64_t i = columns - fresh; i < columns; ++i) patch.push(slide, plane + base[t] + i * step);
+      const A* in = plane + base[t];  // the column that comes in next
+      for (int64_t i = columns - fresh; i > 0; --i, in += step) patch.push(slide, in);
+      for (; t < stop; ++t, mask += mask_size, reader.mask += mask_size) {
+        for (int64_t i = fresh; i > 0; --i, in += step) patch.push(slide, in);
+        Picker<A> picker{mask, out};
+        move_pixel(reader, picker, mask_size, atom_vectors);
         for (int64_t b = 0; b < mask_size; b += 8) {
           uint64_t word;
           memcpy(&word, mask + b, 8);
@@ -236,36 +255,41 @@ struct SlideDots {
             const int64_t atom = 8 * b + __builtin_ctzll(word);
             word &= word - 1;
             const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
-            dot = V{};
+            dot = -patch.v[0] * row[0];
 #pragma GCC unroll 16
-            for (int v = 0; v < vectors; ++v) dot -= patch.v[v] * row[v];
+            for (int v = 1; v < vectors; ++v) dot -= patch.v[v] * row[v];
             if (with_gradient) {
-              V* const out = reinterpret_cast<V*>(gradients) + atom * vectors;
+              V* const sums = reinterpret_cast<V*>(gradients) + atom * vectors;
               const A scale = *value++;
 #pragma GCC unroll 16
-              for (int v = 0; v < vectors; ++v) out[v] -= scale * patch.v[v];
+              for (int v = 0; v < vectors; ++v) sums[v] -= scale * patch.v[v];
             }
           };
           // Four at a time, whose lanes are summed together.
           int64_t left = __builtin_popcountll(word);
-          for (; left >= 4; left -= 4, result += 4) {
+          for (; left >= 4; left -= 4, out += 4) {
             V dots[4];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) next(dots[i]);
-            add_four_sums<A>(dots, result);
+            add_four_sums<A>(dots, out);
           }
-          if (left & 2) {
+          if (left == 1) {
+            V dot;
+            next(dot);
+            *out += sum_of_lanes<A>(dot);
+          } else if (left == 2) {
             V dots[4] = {};
             next(dots[0]);
             next(dots[1]);
-            add_four_sums<A>(dots, result);
-            result += 2;
+            add_four_sums<A>(dots, out);
+          } else if (left == 3) {
+            V dots[4] = {};
+            next(dots[0]);
+            next(dots[1]);
+            next(dots[2]);
+            add_four_sums<A>(dots, out);
           }
-          if (left & 1) {
-            V dot;
-            next(dot);
-            *result++ += sum_of_lanes<A>(dot);
-          }
+          out += left;
         }
       }
     }

@@ -15,7 +15,7 @@ class Storage {
   explicit Storage(const Plan& plan)
       : masks_(plan.g.groups * plan.group_pixels * mask_bytes(plan.g.group_code_channels())),
         places_(plan.blocks),
-        values_(plan.g.code_size()) {}
+        values_(plan.g.code_size() + plan.blocks * block_room) {}
 
   PackedCodes<A> codes() const { return {masks_.get(), places_.get(), values_.get()}; }
   // Codes with the masks of another code and the values that stand here.
@@ -86,9 +86,9 @@ struct Units {
   const Kernels<T>& kernel = kernels<T>();
   Plan plan;
 
-  explicit Units(const Geometry& geometry)
-      : plan(geometry, kernel.lanes, kernel.chunk_vectors, kernel.window_vectors, sizeof(A),
-             kernel.pairs_per_range > 0) {}
+  explicit Units(const Geometry& geometry, bool whole = false)
+      : plan(geometry, kernel.lanes, kernel.chunk_vectors, kernel.window_vectors, sizeof(A), kernel.pairs_per_range > 0,
+             whole) {}
 
   int64_t count() const { return static_cast<int64_t>(plan.units.size()); }
   int64_t atoms() const { return plan.g.group_code_channels(); }

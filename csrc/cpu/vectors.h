@@ -58,6 +58,13 @@ struct MaskVector {
 template <typename A>
 using LaneMask = typename MaskVector<A>::type;
 
+// u, or what is nearest to it within [-theta, theta]; theta >= 0. Theta for a NaN, so that u less it is one.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> clamped(const Lanes<A>& u, const Lanes<A>& theta) {
+  const Lanes<A> below = u < theta ? u : theta;
+  return below > -theta ? below : -theta;
+}
+
 // Bits of the lanes that are not zero (NaN is not).
 template <typename A>
 DSC_HOST_DEVICE unsigned nonzero_lanes(const Lanes<A>& v) {
@@ -87,6 +94,22 @@ DSC_HOST_DEVICE A sum_of_lanes(const Lanes<A>& v) {
   A sum = v[0];
   for (int i = 1; i < Vector<A>::lanes; ++i) sum += v[i];
   return sum;
+}
+
+// Lanes [from, to) from memory, which is not read elsewhere; 0 in the others.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> load_between(int64_t from, int64_t to, const A* in) {
+  Lanes<A> v = {};
+  if (from <= 0 && to >= Vector<A>::lanes) return *reinterpret_cast<const Lanes<A>*>(in);
+  for (int64_t i = from > 0 ? from : 0; i < to && i < Vector<A>::lanes; ++i) v[i] = in[i];
+  return v;
+}
+template <typename A>
+DSC_HOST_DEVICE void store_between(int64_t from, int64_t to, const Lanes<A>& v, A* out) {
+  if (from <= 0 && to >= Vector<A>::lanes)
+    *reinterpret_cast<Lanes<A>*>(out) = v;
+  else
+    for (int64_t i = from > 0 ? from : 0; i < to && i < Vector<A>::lanes; ++i) out[i] = v[i];
 }
 
 // sums[i] += the sum of the lanes of v[i].
@@ -161,6 +184,16 @@ DSC_HOST_DEVICE void add_four_sums<float>(const Lanes<float> (&v)[4], float* sum
   _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), four));
 }
 
+// By one instruction: the smaller absolute value, with the sign of u.
+template <>
+DSC_HOST_DEVICE Lanes<float> clamped<float>(const Lanes<float>& u, const Lanes<float>& theta) {
+  return (Lanes<float>)_mm512_range_ps((__m512)u, (__m512)theta, 2);
+}
+template <>
+DSC_HOST_DEVICE Lanes<double> clamped<double>(const Lanes<double>& u, const Lanes<double>& theta) {
+  return (Lanes<double>)_mm512_range_pd((__m512d)u, (__m512d)theta, 2);
+}
+
 // The values of a mask's lanes from memory, which is not read elsewhere; `other` in the others.
 template <typename A>
 DSC_HOST_DEVICE Lanes<A> load_lanes(const Lanes<A>& other, unsigned mask, const A* in) {
@@ -183,6 +216,32 @@ DSC_HOST_DEVICE void store_lanes(unsigned mask, const Lanes<A>& v, A* out) {
     _mm512_mask_storeu_ps(out, static_cast<__mmask16>(mask), (__m512)v);
   else
     _mm512_mask_storeu_pd(out, static_cast<__mmask8>(mask), (__m512d)v);
+}
+
+// Bits of the lanes [from, to).
+DSC_HOST_DEVICE unsigned lanes_between(int64_t from, int64_t to) {
+  const uint32_t below = to < 0 ? 0 : _bzhi_u32(~0u, to < 32 ? static_cast<unsigned>(to) : 32u);
+  return from <= 0 ? below : below & ~_bzhi_u32(~0u, from < 32 ? static_cast<unsigned>(from) : 32u);
+}
+template <>
+DSC_HOST_DEVICE Lanes<float> load_between(int64_t from, int64_t to, const float* in) {
+  if (from <= 0 && to >= Vector<float>::lanes) return *reinterpret_cast<const Lanes<float>*>(in);
+  return load_lanes<float>(Lanes<float>{}, lanes_between(from, to), in);
+}
+template <>
+DSC_HOST_DEVICE Lanes<double> load_between(int64_t from, int64_t to, const double* in) {
+  return load_lanes<double>(Lanes<double>{}, lanes_between(from, to), in);
+}
+template <>
+DSC_HOST_DEVICE void store_between(int64_t from, int64_t to, const Lanes<float>& v, float* out) {
+  if (from <= 0 && to >= Vector<float>::lanes)
+    *reinterpret_cast<Lanes<float>*>(out) = v;
+  else
+    store_lanes<float>(lanes_between(from, to), v, out);
+}
+template <>
+DSC_HOST_DEVICE void store_between(int64_t from, int64_t to, const Lanes<double>& v, double* out) {
+  store_lanes<double>(lanes_between(from, to), v, out);
 }
 
 // The lanes of the bits `from` of v in those of `to`, in order; 0 in the others.
@@ -361,29 +420,27 @@ DSC_HOST_DEVICE Lanes<A> with_sign_of(const Lanes<A>& x, const Lanes<A>& g) {
   return (Lanes<A>)((LaneMask<A>)g ^ ((LaneMask<A>)x & sign));
 }
 
-// Moves the values of each pixel from the mask of a reader to that of a picker; where that alone has a bit, 0.
+// Moves the values of a pixel from the mask of a reader to that of a picker; where that alone has a bit, 0.
 template <typename A>
-DSC_HOST_DEVICE void move_values(Reader<A>& reader, Picker<A>& picker, int64_t bytes, int64_t pixels, int64_t vectors) {
-  for (int64_t t = 0; t < pixels; ++t, reader.mask += bytes, picker.mask += bytes) {
+DSC_HOST_DEVICE void move_pixel(Reader<A>& reader, Picker<A>& picker, int64_t bytes, int64_t vectors) {
 #if defined(__AVX512F__)
-    // In one go where there are few.
-    if (bytes == 8) {
-      uint64_t from, to;
-      memcpy(&from, reader.mask, 8);
-      memcpy(&to, picker.mask, 8);
-      const int64_t read = __builtin_popcountll(from), written = __builtin_popcountll(to);
-      if (read <= Vector<A>::lanes && written <= Vector<A>::lanes) {
-        *reinterpret_cast<Lanes<A>*>(picker.values) = move_lanes<A>(static_cast<unsigned>(_pext_u64(from & to, from)),
-                                                                    *reinterpret_cast<const Lanes<A>*>(reader.values),
-                                                                    static_cast<unsigned>(_pext_u64(from & to, to)));
-        reader.values += read;
-        picker.values += written;
-        continue;
-      }
+  // In one go where there are few.
+  if (bytes == 8) {
+    uint64_t from, to;
+    memcpy(&from, reader.mask, 8);
+    memcpy(&to, picker.mask, 8);
+    const int64_t read = __builtin_popcountll(from), written = __builtin_popcountll(to);
+    if (read <= Vector<A>::lanes && written <= Vector<A>::lanes) {
+      *reinterpret_cast<Lanes<A>*>(picker.values) = move_lanes<A>(static_cast<unsigned>(_pext_u64(from & to, from)),
+                                                                  *reinterpret_cast<const Lanes<A>*>(reader.values),
+                                                                  static_cast<unsigned>(_pext_u64(from & to, to)));
+      reader.values += read;
+      picker.values += written;
+      return;
     }
-#endif
-    for (int64_t v = 0; v < vectors; ++v) picker.add(v, reader.next(v));
   }
+#endif
+  for (int64_t v = 0; v < vectors; ++v) picker.add(v, reader.next(v));
 }
 
 }  // namespace DSC_CPU_LEVEL
