@@ -168,7 +168,7 @@ def test_every_kind_of_iteration(kind, name, density, capability):
     check(CASES[name], density, **kind)
 
 
-# As many images as threads take slices of, which they carry through all iterations by themselves: the same at all levels.
+# As many images as threads take slices of, which they carry through all iterations alone: the same at all levels.
 OWN_SLICES = {
     "own slices": Convolution(66, 3, 64, (20, 20), (3, 3), padding=1),  # of 4 images, then 2
     "own slices of groups": Convolution(64, 4, 96, (21, 20), (5, 5), groups=2),
