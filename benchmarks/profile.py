@@ -7,8 +7,9 @@ else the machine does; a part of the batch is enough for them. A large matrix pr
 instructions each nanosecond are what the machine carries out when nothing is in the way, and a kernel far below that
 rate waits.
 
-Callgrind knows no AVX-512. There perf goes alone, and what is counted is the multiply-adds that the non-zeros call for,
-with the bytes of the tables of atoms that they take from a cache and bring there.
+Callgrind knows no AVX-512. There perf goes alone, and what is counted is the multiply-adds that the non-zeros call for
+(A_W: all taps; where it multiplies pixels in pairs it makes fewer), with the bytes of the tables of atoms that they take
+from a cache and bring there.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TOOLS = {
 # Kernels by a part of their functions' names, in this order; what matches none is "the rest".
 KERNELS = {
     "S_D": r"packed_synthesis<|SlideSums<.*true[,.] false[,.] false>",  # perf writes points for its own commas
-    "A_W, threshold, pack": r"(packed_analysis|analyze_tile)<",
+    "A_W, threshold, pack": r"(packed_analysis(_by)?|analyze_tile)<|sum_columns<",
     "dW, dtheta, S_W": r"packed_backward_analysis<|SlideSums<",
     "dD, dx": r"packed_backward_synthesis<|SlideDots<",
     "dense codes in and out": r"packed_(to|from)_dense<",
@@ -305,9 +306,10 @@ def page(rows: Sequence[dict[str, Any]], facts: dict[str, Any], density: float, 
     peak = next((row["rate"] for row in rows if row["case"] == PRODUCT), None)
     table = "\n".join((*head(rows), *lines(rows, peak)))
     told = (
-        "Nanoseconds of processor time by perf, and multiply-adds that the non-zeros call for, of each code pixel and "
-        "iteration; multiply-adds each nanosecond, also as a share of those of a large matrix product; bytes that the "
-        "sparse products read of tables of atoms and their gradients each nanosecond, and write."
+        "Nanoseconds of processor time by perf, and multiply-adds that the non-zeros call for, and all taps in A_W, of "
+        "each code pixel and iteration; multiply-adds each nanosecond, also as a share of those of a large matrix "
+        "product (A_W makes down to two thirds of them, see PairsOfPixels, and can go beyond it); bytes that the sparse "
+        "products read of tables of atoms and their gradients each nanosecond, and write."
         if head(rows) is HEAD_OF_PRODUCTS
         else "Nanoseconds of processor time, instructions, misses of the first-level data cache and mispredicted "
         "branches for each code pixel and iteration; instructions each nanosecond, also as a share of those of a large "

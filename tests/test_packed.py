@@ -298,6 +298,61 @@ def check_bits(case: Convolution) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+# Neighbours are multiplied in pairs (csrc/cpu/analysis_kernels.h): columns of a kernel three at a time and alone, rows
+# of even and odd length, and of more than a block, whose pairs begin in the block before.
+PAIRS = {
+    "three columns": Convolution(2, 1, 64, (7, 20), (3, 3), padding=1),
+    "odd rows": Convolution(2, 3, 64, (13, 17), (5, 4), padding=2),
+    "rows of one pixel and a half": Convolution(1, 4, 64, (9, 5), (3, 3)),
+    "stride two": Convolution(2, 2, 64, (12, 29), (4, 7), stride=(1, 2)),
+    "stride three": Convolution(1, 2, 40, (5, 61), (2, 11), stride=(2, 3), padding=(0, 4)),
+    "odd long rows": Convolution(1, 1, 64, (4, 215), (3, 8)),
+    "a signal": Convolution(2, 2, 64, (333,), (17,), padding=8),
+    "strides along a signal": Convolution(3, 1, 30, (402,), (12,), stride=2),
+    "ranges": Convolution(1, 64, 40, (6, 9), (3, 3), padding=1),  # of weights, on every level
+    "groups": Convolution(2, 6, 66, (8, 11), (3, 5), groups=3),
+}
+over_pairs = pytest.mark.parametrize("name", PAIRS)
+
+
+@over_pairs
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_pairs_of_pixels(dtype, name, capability):
+    check(PAIRS[name], 0.1, dtype, iterations=2)
+
+
+@over_pairs
+def test_pairs_of_pixels_do_not_depend_on_units(name, capability):
+    """The same bits for an image alone, whose rows may be cut into other units, and for a code of it."""
+    case = PAIRS[name]
+    y, weight = case.signal().float(), case.weight().float()
+    together = functional.analysis(torch.cat([y] * 21), weight, **case.geometry)
+    alone = functional.analysis(y[-1:], weight, **case.geometry)
+    assert torch.equal(together[-1:], alone)
+
+
+@over_pairs
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(value, name, capability):
+    """Differences of weights and of values would be NaN where their products are infinite."""
+    case = PAIRS[name]
+    y, weight = case.signal(), case.weight()
+    weight[1, 0].view(-1)[1] = value
+    ours, twin = (m.analysis(y, weight, **case.geometry) for m in (functional, reference))
+    assert not twin.isfinite().all() and twin.isfinite().any()
+    torch.testing.assert_close(ours, twin, equal_nan=True)
+
+
+@over_pairs
+def test_values_whose_differences_are_not_finite(name, capability):
+    case = PAIRS[name]
+    y = case.signal().sign().float() * 3e38
+    weight = case.weight().float() / 1e4
+    ours = functional.analysis(y, weight, **case.geometry)
+    twin = reference.analysis(y.double(), weight.double(), **case.geometry)
+    assert (ours.double() - twin).abs().max() <= 1e-6 * twin.abs().max()
+
+
 @pytest.mark.supports("numbers", "NaN and infinity as in eager")
 @pytest.mark.parametrize("name", ["in place", "copied", "by atoms", "65 atoms", "groups", "strips", "images together"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -15,7 +15,9 @@ from benchmarks.machine import machine
 def test_samples_are_added_up_by_kernel():
     report = """# Overhead,Symbol
  40.50% ,[.] dsc::cpu::avx2::packed_analysis<float>
- 9.50%  ,[.] dsc::cpu::avx512::packed_analysis<float>
+ 5.00%  ,[.] dsc::cpu::avx512::packed_analysis_by<dsc::cpu::avx512::PairsOfPixels. float>
+ 4.00%  ,[.] dsc::cpu::avx512::analyze_tile<4. dsc::cpu::avx512::PairsOfPixels. false. true. float>
+ 0.50%  ,[.] dsc::cpu::avx512::sum_columns<float>
  13.00% ,[.] dsc::cpu::avx2::packed_backward_analysis<float>
  7.00% ,[.] dsc::cpu::avx512::SlideSums<float>::add<4. true. true. true. true>
  1.50% ,[.] dsc::cpu::avx512::SlideSums<float>::add<4. true. true. false. false>

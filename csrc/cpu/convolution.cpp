@@ -86,7 +86,7 @@ struct Convolution : Units<T> {
 
   // The part of a signal (compact) that a unit meets.
   Buffer<A> plane_of(int64_t u, const Buffer<A>& signal) const {
-    Buffer<A> plane(plan.plane_size);
+    Buffer<A> plane(plan.analysis_planes());
     make_plane(plan, u, signal.get(), static_cast<const A*>(nullptr), A(1), plane.get(), static_cast<A*>(nullptr),
                false);
     return plane;
@@ -129,13 +129,12 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
     using T = decltype(zero);
     const Convolution<T> c(g);
     const auto compact = c.compact(data<const T>(signal));
-    const auto packed_weight =
-        analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1), c.plan.patches().in_pairs);
+    const AnalysisWeight<T> packed_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
     const auto by_group_theta = c.by_group(data<const T>(thresholds), theta.dim());
     const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
     c.for_each([&](int64_t u, char* scratch) {
       const auto plane = c.plane_of(u, compact);
-      c.threshold_dense(u, plane.get(), packed_weight.get(), bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
+      c.threshold_dense(u, plane.get(), packed_weight, bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
                         one_sided, data<T>(codes), scratch);
     });
   });
@@ -152,11 +151,10 @@ Tensor analysis_cpu(const Tensor& y, const Tensor& weight, const Sizes& stride, 
     using T = decltype(zero);
     const Convolution<T> c(g);
     const auto compact = c.compact(data<const T>(signal));
-    const auto packed_weight =
-        analysis_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1), c.plan.patches().in_pairs);
+    const AnalysisWeight<T> packed_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
     c.for_each([&](int64_t u, char* scratch) {
       const auto plane = c.plane_of(u, compact);
-      c.analyze_dense(u, plane.get(), packed_weight.get(), {}, accumulate_t<T>(1), false, data<T>(codes), scratch);
+      c.analyze_dense(u, plane.get(), packed_weight, {}, accumulate_t<T>(1), false, data<T>(codes), scratch);
     });
   });
   return codes;

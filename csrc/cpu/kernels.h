@@ -329,6 +329,23 @@ constexpr int64_t tile_pixels = 6;      // pixels of a register tile
 constexpr int64_t block_room = 16;      // values past those of a block that may be written where results have room
 static_assert(block_pixels % product_pixels == 0 && product_pixels % tile_pixels == 0);
 
+// How the analysis kernels multiply tiles: by one tap at a time, by two in bfloat16, or two neighbouring pixels
+// together.
+enum class TileProducts { taps, pairs_of_taps, pairs_of_pixels };
+
+// Neighbours in a row share columns of a plane (of a signal of one axis, values of its channels), and two of them go
+// through three columns of their kernels together (PairsOfPixels in analysis_kernels.h). What that reads are the plane
+// and three more after it.
+struct PixelPairs {
+  int64_t row;            // pixels
+  int64_t length;         // values of a column of a patch
+  int64_t step;           // from the patch of a pixel to that of its neighbour
+  int64_t threes, ones;   // columns that go three at a time, of which there are so many, and alone
+  const int64_t* offset;  // where each product's factors begin, for the first and for the second pixel
+  int64_t range;          // values of a column whose weights go together
+  DSC_HOST_DEVICE int64_t weights() const { return 2 * (2 * threes + ones); }  // for a value of a column
+};
+
 // Where the patch of a code pixel lies in a plane, and the tables of atoms that are as long as a patch.
 //
 // A patch is `segments` runs of `length` contiguous values. For the sparse products it is a row of `vectors` vectors:
@@ -346,8 +363,9 @@ struct Patches {
   bool slides;                 // neighbours share columns, which are the runs, and a window of registers holds a patch
   int64_t row, column, fresh;  // pixels of a row, from column to column, columns that a neighbour has alone
   bool by_atoms;  // backward goes from atom to atom, since a table and its gradient are too much for the nearest cache
-  bool
-      in_pairs;  // the analysis kernels multiply pairs of taps (bf16_kernels.h); then a run is a column, and they touch
+  TileProducts products;  // pairs of taps where a run is a column, and columns touch
+  PixelPairs pairs;
+  int64_t copies;  // bytes that the analysis kernels need for copies of columns
 };
 
 // A unit's plane, column by column: source + sign * the values of all parts; zero outside the signal. Its own rows also
@@ -371,6 +389,15 @@ struct PlaneSum {
   A* own;  // or null
   int64_t own_from, own_to;
   bool add;
+};
+
+// The planes that pairs of pixels read beside a plane of so many values, `size` after it and each other: each value
+// less that two steps on, plus that a step on, and that a step on less it. Beyond its values the plane is zero; there
+// must be room for two steps and a vector. Returns whether all are finite.
+template <typename A>
+struct ColumnSums {
+  A* plane;
+  int64_t values, step, size;
 };
 
 // The packed codes of a unit; values of the whole arena. Absent (masks null) for a zero code.
@@ -400,7 +427,7 @@ struct PackedAnalysis {
   const int64_t* base;
   Patches patches;
   const A* plane;
-  const A* weight;  // packed [range of taps][tile of atoms][tap, or pair of taps][atom]
+  const A* weight;  // packed [range][tile of atoms][weight][atom], for Patches::products (analysis_weight)
   const A* theta;   // of each atom, and as many more as fill up the last vector
   bool one_sided;
   bool nonnegative;  // all of theta
@@ -456,7 +483,7 @@ struct PackedBackwardSynthesis {
   const A* plane;
   const A* table;
   A* gradient;            // or null
-  const A* weight;        // -1 times the same atoms as in PackedAnalysis, where Patches::by_atoms
+  const A* tap_weight;    // -1 times the same atoms as in PackedAnalysis, where Patches::by_atoms
   PackedCodes<A> result;  // each block has block_room more
   int64_t* used;
 };
@@ -493,15 +520,18 @@ struct PackedFromDense {
 };
 
 // One instruction set level's kernels for element type T. Each takes a scratch of the size it asks for, aligned to 64
-// bytes.
-template <typename T>
-struct Kernels {
+// bytes; those that go through packed codes workspace_size and, before that, Patches::copies.
+struct KernelSizes {
   int64_t lanes;
   int64_t tile_vectors;     // of atoms in a register tile of packed_analysis, at most
   int64_t chunk_vectors;    // of a chunk of a table, at most
   int64_t window_vectors;   // of a patch that slides, at most
   int64_t taps_per_range;   // taps of a tile's weights that are read again and again from the first-level cache
   int64_t pairs_per_range;  // the same where the analysis kernels multiply pairs of taps; 0 if they cannot
+};
+
+template <typename T>
+struct Kernels : KernelSizes {
   void (*soft_threshold)(const SoftThreshold<T>&, int64_t begin, int64_t end);
   void (*soft_threshold_backward)(const SoftThresholdBackward<T>&, int64_t begin, int64_t end);
   void (*shrink)(const Shrink<T>&, int64_t begin, int64_t end);
@@ -534,6 +564,7 @@ struct Kernels {
   void (*packed_to_dense)(const PackedToDense<T>&, char* scratch);
   void (*packed_from_dense)(const PackedFromDense<T>&, char* scratch);
   void (*sum_planes)(const PlaneSum<accumulate_t<T>>&);
+  bool (*sum_columns)(const ColumnSums<accumulate_t<T>>&);
   int64_t (*count_bits)(const uint8_t* masks, int64_t bytes);
 };
 

@@ -201,15 +201,18 @@ template <typename T>
 struct Weights {
   using A = accumulate_t<T>;
   Buffer<A> dictionary;  // its table
-  std::vector<Buffer<A>> analysis, theta;
+  std::vector<AnalysisWeight<T>> analysis;
+  std::vector<Buffer<A>> theta;
 
-  Weights(const Problem& p, const Units<T>& units) : dictionary(atom_table(units.plan, data<const T>(p.dictionary))) {
-    const bool in_pairs = units.plan.patches().in_pairs;
-    for (int64_t k = 0; k < p.analysis.size(0); ++k)
-      analysis.push_back(
-          analysis_weight(units.plan, data<const T>(p.analysis) + k * p.dictionary.numel(), A(1), in_pairs));
+  // keep: analysis of all steps, else of the step at hand.
+  Weights(const Problem& p, const Units<T>& units, bool keep)
+      : dictionary(atom_table(units.plan, data<const T>(p.dictionary))) {
+    for (int64_t w = 0; w < (keep ? p.analysis.size(0) : 0); ++w) analysis.push_back(analysis_of(p, units, w));
     for (int64_t k = 0; k < p.iterations; ++k)
       theta.push_back(units.by_group(data<const T>(p.theta) + k * p.geometry.code_channels, 1));
+  }
+  static AnalysisWeight<T> analysis_of(const Problem& p, const Units<T>& units, int64_t w) {
+    return {units.plan, data<const T>(p.analysis) + w * p.dictionary.numel(), A(1)};
   }
 };
 
@@ -224,6 +227,8 @@ void forward(const Problem& p, const Solver<T>& s, const Weights<T>& weights, bo
   std::vector<Storage<A>> turns, extrapolated;
   for (int i = 0; i < (tape ? 0 : p.momentum.empty() ? 2 : 3); ++i) turns.emplace_back(plan);
   if (!p.momentum.empty()) extrapolated.emplace_back(plan);
+  std::optional<AnalysisWeight<T>> packed;  // of the step at hand
+  int64_t packed_weight = -1;
   PackedCodes<A> x = s.start, before = s.start;
   for (int64_t k = 0; k < p.iterations; ++k) {
     const PackedCodes<A> next = tape ? tape->codes(k) : turns[k % turns.size()].codes();
@@ -232,17 +237,20 @@ void forward(const Problem& p, const Solver<T>& s, const Weights<T>& weights, bo
     const PackedCodes<A> z = extrapolates ? extrapolated[0].codes() : x;
     int64_t* const z_used = extrapolates ? extrapolated[0].restart() : nullptr;
     const A w = extrapolates ? static_cast<A>(p.momentum[k]) : A(0);
+    const int64_t own = p.weight_of(k);
+    if (weights.analysis.empty() && own != packed_weight)
+      packed.emplace(Weights<T>::analysis_of(p, s, packed_weight = own));
+    const AnalysisWeight<T>& weight = weights.analysis.empty() ? *packed : weights.analysis[own];
     if (z.masks)
       s.for_each([&](int64_t u, char* scratch) {
         if (extrapolates) s.combine(u, 1 + w, x, -w, before, nullptr, z, z_used, scratch);
         s.synthesize(u, z, weights.dictionary.get(), planes.get(), scratch);
       });
     s.for_each([&](int64_t u, char* scratch) {
-      const Buffer<A> plane(plan.plane_size);
+      const Buffer<A> plane(plan.analysis_planes());
       make_plane(plan, u, s.signal.get(), z.masks ? planes.get() : nullptr, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
-      s.analyze(u, plane.get(), weights.analysis[p.weight_of(k)].get(), weights.theta[k].get(), one_sided, z, next,
-                used, scratch);
+      s.analyze(u, plane.get(), weight, weights.theta[k].get(), one_sided, z, next, used, scratch);
       if (k + 1 == p.iterations) s.to_dense(u, next, codes, scratch);
     });
     before = x;
@@ -266,7 +274,7 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
     const bool parallel_slices = p.images_of_thread() > 0;
-    const Weights<T> weights(p, Units<T>(p.geometry, parallel_slices));
+    const Weights<T> weights(p, Units<T>(p.geometry, parallel_slices), parallel_slices);
     int64_t used = 0;
     for_each_slice<T>(p, parallel_slices, [&](const Solver<T>& solver, const Problem& slice, int64_t) {
       std::optional<Tape<accumulate_t<T>>> kept;
@@ -336,16 +344,15 @@ struct BackwardWeights {
   using A = accumulate_t<T>;
   Buffer<A> dictionary;  // its table
   // Of gradients off a support, and of dense blocks of wide dictionaries.
-  Buffer<A> negative_dictionary{0}, negative_rows{0};
+  std::optional<AnalysisWeight<T>> negative_dictionary;
+  Buffer<A> negative_taps{0};
   std::vector<Buffer<A>> analysis;  // tables
 
   // keep: those of all steps, else of the step at hand.
   BackwardWeights(const Problem& p, const Units<T>& units, bool wants_x0, bool keep)
       : dictionary(atom_table(units.plan, data<const T>(p.dictionary))) {
-    const Patches patches = units.plan.patches();
-    if (wants_x0)
-      negative_dictionary = analysis_weight(units.plan, data<const T>(p.dictionary), A(-1), patches.in_pairs);
-    if (patches.by_atoms) negative_rows = analysis_weight(units.plan, data<const T>(p.dictionary), A(-1), false);
+    if (wants_x0) negative_dictionary.emplace(units.plan, data<const T>(p.dictionary), A(-1));
+    if (units.plan.patches().by_atoms) negative_taps = tap_weight(units.plan, data<const T>(p.dictionary), A(-1));
     for (int64_t w = 0; w < (keep ? p.analysis.size(0) : 0); ++w) analysis.push_back(table(p, units, w));
   }
   static Buffer<A> table(const Problem& p, const Units<T>& units, int64_t w) {
@@ -436,15 +443,15 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
                                       plane,
                                       weights.dictionary.get() + table,
                                       wanted.dictionary ? sums.dictionary.of(share) + table : nullptr,
-                                      weights.negative_rows.get() + unit.group * s.width() * plan.g.patch(),
+                                      weights.negative_taps.get() + unit.group * s.width() * plan.g.patch(),
                                       s.part(grad_z, u),
                                       used};
   };
   // The gradient of x0, everywhere, for no threshold made it: it is z_0, and has the part -w in z_1.
-  const auto add_grad_x0 = [&](int64_t k, int64_t u, const A* plane, char* scratch) {
+  const auto add_grad_x0 = [&](int64_t k, int64_t u, A* plane, char* scratch) {
     const bool extrapolated = p.iterations > 1 && p.extrapolates(1);
     if (wanted.x0 && (k == 0 || (k == 1 && extrapolated)))
-      s.analyze_dense(u, plane, weights.negative_dictionary.get(), grad_u(k), k == 0 ? A(1) : -weight_of_momentum(1),
+      s.analyze_dense(u, plane, *weights.negative_dictionary, grad_u(k), k == 0 ? A(1) : -weight_of_momentum(1),
                       k == 0 && extrapolated, data<T>(wanted.of_x0) + p.code_from(), scratch);
   };
 
@@ -469,7 +476,9 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
     int64_t* const moved = k < last && separate ? gradients[k % 2].restart() : nullptr;
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
       const int64_t share = group + part;
-      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0), plane(k < last ? plan.plane_size : 0);
+      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0), plane(k == last   ? 0
+                                                                             : wanted.x0 ? plan.analysis_planes()
+                                                                                         : plan.plane_size);
       const PackedBackwardAnalysis<A> begin = analysis_of(k, u, share, weight, recompute, residual.get());
       if (k == last) return s.kernel.packed_backward_analysis(begin, scratch);
       const PackedBackwardSynthesis<A> end = synthesis_of(k + 1, u, share, plane.get(), used);
@@ -494,7 +503,7 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
     int64_t* const used = (separate ? z_gradients[0] : gradients[1]).restart();
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
       const int64_t share = group + part;
-      const Buffer<A> plane(plan.plane_size);
+      const Buffer<A> plane(wanted.x0 ? plan.analysis_planes() : plan.plane_size);
       const PackedBackwardSynthesis<A> end = synthesis_of(0, u, share, plane.get(), used);
       if (p.x0 && wanted.dictionary) s.kernel.packed_backward_synthesis(end, scratch);
       add_grad_x0(0, u, plane.get(), scratch);

@@ -1,6 +1,7 @@
 #include "packed.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace dsc::cpu {
@@ -49,9 +50,8 @@ int64_t images_of_unit(const Geometry& g) {
   return cuts_images(g) || slice_units * images > g.batch + images - 1 ? 0 : images;
 }
 
-Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size,
-           bool pairs, bool whole)
-    : g(geometry) {
+Plan::Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_size, bool whole) : g(geometry) {
+  const int64_t vector = kernel.lanes, chunk_vectors = kernel.chunk_vectors, window_vectors = kernel.window_vectors;
   if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
     std::swap(g.signal_h, g.signal_w);
     std::swap(g.code_h, g.code_w);
@@ -97,19 +97,13 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
     }
   }
   stride = vectors() * vector;
-  // In pairs where that saves more products than it costs to copy the columns of a row first, 16 values at a time.
-  constexpr int64_t products_per_copy = 192;
-  const int64_t saved = segments * (length / 2) * padded(g.group_code_channels(), vector);
-  const int64_t copies = ((g.code_w - 1) * g.stride_w + g.kernel_w) * ((length + 15) / 16);
-  in_pairs_ = pairs && rows_touch && g.dilation_w == 1 && g.stride_w <= g.kernel_w &&
-              g.code_w * saved >= products_per_copy * copies;
-
   int64_t most_pixels = 0, images = 0;
   for (const Unit& unit : units) {
     most_pixels = std::max(most_pixels, unit.pixels);
     images = std::max(images, unit.images);
   }
   plane_size = padded(images * plane_image + 2 * vector, vector);
+  choose_products(kernel, value_size, images > 1 ? g.code_h : most_pixels);
   for (int64_t p = 0; p < most_pixels; ++p) {
     const int64_t w = p % g.code_w, row = p / g.code_w, image_rows = images > 1 ? g.code_h : most_pixels;
     base.push_back(row / image_rows * plane_image + w * g.stride_w * column + row % image_rows * g.stride_h * channels);
@@ -121,6 +115,62 @@ Plan::Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int6
                                    : std::clamp<int64_t>(affordable / vector_bytes, 1, chunk_vectors);
   const int64_t chunks = (vectors() + most - 1) / most;
   for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
+}
+
+void Plan::choose_products(const KernelSizes& kernel, int64_t value_size, int64_t signal_row) {
+  products_ = TileProducts::taps;
+  row_weights = g.patch();
+  const int64_t channels = g.group_signal_channels(), width = padded(g.group_code_channels(), kernel.lanes);
+  const int64_t length = g.kernel_h * channels, row_columns = (g.code_w - 1) * g.stride_w + g.kernel_w;
+  const bool columns_touch = g.dilation_h == 1 && g.dilation_w == 1;
+  // Pairs of taps where they save more products than it costs to copy the columns of a row first, 16 values at a time.
+  constexpr int64_t products_per_copy = 192;
+  if (kernel.pairs_per_range > 0 && columns_touch && g.stride_w <= g.kernel_w &&
+      g.code_w * g.kernel_w * (length / 2) * width >= products_per_copy * row_columns * ((length + 15) / 16)) {
+    products_ = TileProducts::pairs_of_taps;
+    copies_ = padded((2 * block_pixels * vectors() + 2) * kernel.lanes * int64_t{2}, 64);
+    return;
+  }
+  // Pairs of pixels go along a row of columns, or along a signal of one axis.
+  const bool along_h = g.code_w == 1 && g.kernel_w == 1 && plane_w == 1;
+  const int64_t taps = along_h ? g.kernel_h : g.kernel_w, step = along_h ? channels : column;  // columns of a patch
+  PixelPairs p{};
+  p.row = along_h ? signal_row : g.code_w;
+  p.length = along_h ? channels : length;
+  pair_stride = along_h ? g.stride_h : g.stride_w;
+  p.step = pair_stride * step;
+  std::vector<int64_t> threes, ones;  // the first column of each; columns a stride apart meet those of the neighbour
+  for (int64_t phase = 0; phase < pair_stride; ++phase)
+    for (int64_t column = phase; column < taps;) {
+      const bool three = column + 2 * pair_stride < taps;
+      (three ? threes : ones).push_back(column);
+      column += (three ? 3 : 1) * pair_stride;
+    }
+  p.threes = static_cast<int64_t>(threes.size());
+  p.ones = static_cast<int64_t>(ones.size());
+  // Where that saves products, less what is lost in rows of odd length, against the planes that it takes.
+  constexpr int64_t products_per_value = 12;
+  const int64_t saved = p.row * taps - padded(p.row, 2) * (2 * p.threes + p.ones);
+  if (!columns_touch || p.threes == 0 || saved * width < products_per_value * p.row * pair_stride) return;
+  products_ = TileProducts::pairs_of_pixels;
+  plane_size = padded(plane_size + 2 * p.step, kernel.lanes);
+  const auto offset = [&](int64_t plane, int64_t columns) {
+    pair_offset_.push_back(plane * plane_size + columns * step);
+  };
+  for (const int64_t column : threes) offset(2, column + pair_stride), offset(3, column + pair_stride);
+  for (const int64_t column : threes) offset(1, column), offset(1, column + pair_stride);
+  for (const int64_t column : ones) offset(0, column), offset(0, column + pair_stride);
+  // All weights of a tile of atoms together if they are few; else in ranges.
+  constexpr int64_t most_bytes = 64 * 1024;
+  const int64_t tile = kernel.tile_vectors * kernel.lanes, weights = p.length * p.weights();
+  const int64_t ranges = width == tile && weights * tile * value_size <= most_bytes
+                             ? 1
+                             : (4 * weights + 5 * kernel.taps_per_range - 1) / (5 * kernel.taps_per_range);
+  p.range = (p.length + ranges - 1) / ranges;
+  row_weights = weights;
+  pair_columns.swap(threes);
+  pair_columns.insert(pair_columns.end(), ones.begin(), ones.end());
+  pairs_ = p;
 }
 
 void Plan::make_units(bool whole) {
@@ -206,35 +256,122 @@ void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal) {
   });
 }
 
-template <typename T>
-Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale, bool in_pairs) {
+namespace {
+
+// For each group [range][tile of atoms], in which write(out, from, to, first, last) writes the weights of the range
+// [from, to) and the atoms [first, last).
+template <typename T, typename Write>
+Buffer<accumulate_t<T>> weight_tiles(const Plan& plan, int64_t row_weights, int64_t size, int64_t range,
+                                     const Write& write) {
   using A = accumulate_t<T>;
   const Kernels<T>& k = kernels<T>();
-  const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch();
-  const int64_t width = padded(atoms, std::max<int64_t>(k.lanes, 8));
-  Buffer<A> packed(plan.g.groups * width * patch);
-  const int64_t length = plan.patches().length, pairs = (length + 1) / 2;  // of a run
-  const int64_t taps = in_pairs ? patch / length * pairs : patch;
-  const int64_t range = in_pairs ? k.pairs_per_range : k.taps_per_range;
+  const int64_t width = padded(plan.g.group_code_channels(), std::max<int64_t>(k.lanes, 8));
+  Buffer<A> packed(plan.g.groups * width * row_weights);
   for (int64_t group = 0; group < plan.g.groups; ++group) {
-    const T* const in = weight + group * atoms * patch;
-    A* out = packed.get() + group * width * patch;
-    const auto value = [&](int64_t m, int64_t j) {
-      return m < atoms ? scale * load(in[m * patch + plan.tap[j]]) : A(0);
-    };
-    const auto pair = [&](int64_t m, int64_t j) {
-      const int64_t i = j % pairs * 2, first = j / pairs * length + i;
-      return pair_of<A>(value(m, first), i + 1 < length ? value(m, first + 1) : A(0));
-    };
-    for (int64_t from = 0; from < taps; from += range)
+    A* out = packed.get() + group * width * row_weights;
+    for (int64_t from = 0; from < size; from += range)
       for (int64_t first = 0; first < width;) {
-        const int64_t tile = tile_vectors_of(k.tile_vectors, (width - first) / k.lanes) * k.lanes;
-        for (int64_t j = from; j < std::min(taps, from + range); ++j)
-          for (int64_t m = first; m < first + tile; ++m) *out++ = in_pairs ? pair(m, j) : value(m, j);
-        first += tile;
+        const int64_t last = first + tile_vectors_of(k.tile_vectors, (width - first) / k.lanes) * k.lanes;
+        out = write(out, group, from, std::min(size, from + range), first, last);
+        first = last;
       }
   }
   return packed;
+}
+
+// The j-th tap of an atom, in the order of a patch.
+template <typename T>
+struct Taps {
+  using A = accumulate_t<T>;
+  const Plan& plan;
+  const T* weight;
+  A scale;
+  A operator()(int64_t group, int64_t m, int64_t j) const {
+    const int64_t atoms = plan.g.group_code_channels();
+    return m < atoms ? scale * load(weight[(group * atoms + m) * plan.g.patch() + plan.tap[j]]) : A(0);
+  }
+};
+
+template <typename T>
+Buffer<accumulate_t<T>> tap_pairs(const Plan& plan, const Taps<T>& tap) {
+  using A = accumulate_t<T>;
+  const int64_t length = plan.patches().length, pairs = (length + 1) / 2, size = plan.g.patch() / length * pairs;
+  const auto write = [&](A* out, int64_t group, int64_t from, int64_t to, int64_t first, int64_t last) {
+    for (int64_t j = from; j < to; ++j)
+      for (int64_t m = first; m < last; ++m) {
+        const int64_t i = j % pairs * 2, own = j / pairs * length + i;
+        *out++ = pair_of<A>(tap(group, m, own), i + 1 < length ? tap(group, m, own + 1) : A(0));
+      }
+    return out;
+  };
+  return weight_tiles<T>(plan, plan.row_weights, size, kernels<T>().pairs_per_range, write);
+}
+
+// As PairsOfPixels in analysis_kernels.h multiplies them. Not finite if a weight is not.
+template <typename T>
+Buffer<accumulate_t<T>> pixel_pairs(const Plan& plan, const Taps<T>& tap, bool& finite) {
+  using A = accumulate_t<T>;
+  const Patches patches = plan.patches();
+  const PixelPairs& p = patches.pairs;
+  const auto write = [&](A* out, int64_t group, int64_t from, int64_t to, int64_t first, int64_t last) {
+    for (int64_t product = 0; product < 2 * p.threes + p.ones; ++product) {
+      const bool sums = product < p.threes, differences = !sums && product < 2 * p.threes;
+      const int64_t* const column = plan.pair_columns.data() + product - (sums ? 0 : p.threes);
+      for (int64_t j = from; j < to; ++j)
+        for (const bool second : {false, true})
+          for (int64_t m = first; m < last; ++m) {
+            const auto value = [&](int64_t i) {
+              return tap(group, m, (*column + i * plan.pair_stride) * p.length + j);
+            };
+            if (sums)
+              *out = static_cast<A>((double(value(0)) + double(second ? -value(1) : value(1)) + double(value(2))) / 2);
+            else
+              *out = differences && second ? -value(2) : value(0);
+            finite = finite && std::isfinite(*out++);
+          }
+    }
+    return out;
+  };
+  return weight_tiles<T>(plan, plan.row_weights, p.length, p.range, write);
+}
+
+}  // namespace
+
+template <typename T>
+Buffer<accumulate_t<T>> tap_weight(const Plan& plan, const T* weight, accumulate_t<T> scale) {
+  using A = accumulate_t<T>;
+  const Taps<T> tap{plan, weight, scale};
+  const auto write = [&](A* out, int64_t group, int64_t from, int64_t to, int64_t first, int64_t last) {
+    for (int64_t j = from; j < to; ++j)
+      for (int64_t m = first; m < last; ++m) *out++ = tap(group, m, j);
+    return out;
+  };
+  return weight_tiles<T>(plan, plan.g.patch(), plan.g.patch(), kernels<T>().taps_per_range, write);
+}
+
+template <typename T>
+AnalysisWeight<T>::AnalysisWeight(const Plan& plan, const T* weight, A scale)
+    : weight_(weight), scale_(scale), products_(plan.patches().products), values_(0) {
+  const Taps<T> tap{plan, weight, scale};
+  if (products_ == TileProducts::pairs_of_taps) {
+    values_ = tap_pairs(plan, tap);
+    return;
+  }
+  bool finite = products_ == TileProducts::pairs_of_pixels;
+  if (finite) values_ = pixel_pairs(plan, tap, finite);
+  if (finite) return;
+  products_ = TileProducts::taps;
+  values_ = tap_weight(plan, weight, scale);
+}
+
+template <typename T>
+auto AnalysisWeight<T>::of_group(const Plan& plan, TileProducts products, int64_t group, int64_t width) const
+    -> const A* {
+  const int64_t taps = group * width * plan.g.patch();
+  if (products == products_)
+    return values_.get() + (products == TileProducts::taps ? taps : group * width * plan.row_weights);
+  std::call_once(*has_taps_, [&] { taps_ = tap_weight(plan, weight_, scale_); });
+  return taps_.get() + taps;
 }
 
 template <typename T>
@@ -280,10 +417,11 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
        std::clamp(unit.own_from - top, from, to) * channels, std::clamp(unit.own_to - top, from, to) * channels, add});
 }
 
-#define DSC_INSTANTIATE(T)                                                                        \
-  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                              \
-  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                            \
-  template Buffer<accumulate_t<T>> analysis_weight(const Plan&, const T*, accumulate_t<T>, bool); \
+#define DSC_INSTANTIATE(T)                                                             \
+  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                   \
+  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                 \
+  template class AnalysisWeight<T>;                                                    \
+  template Buffer<accumulate_t<T>> tap_weight(const Plan&, const T*, accumulate_t<T>); \
   template Buffer<accumulate_t<T>> atom_table(const Plan&, const T*);
 DSC_INSTANTIATE(float)
 DSC_INSTANTIATE(double)

@@ -7,6 +7,8 @@
 // between phases are compact: [group][image][column][row][channel]. A signal of one axis lies along the columns.
 #pragma once
 
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "host.h"
@@ -25,10 +27,8 @@ struct Unit {
 
 class Plan {
  public:
-  // vector: lanes of the kernels' vectors; chunk_vectors: how many a chunk of a table may have;
-  // pairs: whether the analysis kernels can multiply pairs of taps; whole: units are whole images.
-  Plan(const Geometry& geometry, int64_t vector, int64_t chunk_vectors, int64_t window_vectors, int64_t value_size,
-       bool pairs, bool whole);
+  // whole: units are whole images.
+  Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_size, bool whole);
 
   Geometry g;  // a signal of one axis turned so that it lies along h
   std::vector<Unit> units;
@@ -37,32 +37,53 @@ class Plan {
   int64_t plane_w, plane_h, column, plane_image, plane_size;  // sizes and strides of a plane, in values
   int64_t group_signal;                                       // values of a group in a compact image
   int64_t stride;                                             // of an atom in a table
+  int64_t row_weights;                                        // of an atom, as the analysis kernels read them
   std::vector<int64_t> base;                                  // of each pixel of the largest unit in its plane
   // Where the j-th value of a patch, in the order of its segments, stands in a weight (C/groups, kh, kw); and where the
   // j-th value of an atom in a table does, below 0 for none.
   std::vector<int64_t> tap, table_tap;
+  // Where pixels are multiplied in pairs: the first column of a patch of each three, then those that go alone; how many
+  // columns from one of three to the next.
+  std::vector<int64_t> pair_columns;
+  int64_t pair_stride;
 
-  Patches patches() const {
+  Patches patches() const { return patches(products_); }
+  Patches patches(TileProducts products) const {
     const auto count = [](const std::vector<int64_t>& v) { return static_cast<int64_t>(v.size()); };
-    return {count(segment_), g.patch() / count(segment_),
-            g.patch(),       segment_.data(),
-            count(vector_),  copied_,
-            vector_.data(),  count(chunks_),
-            chunks_.data(),  slides_,
-            g.code_w,        g.dilation_w * column,
-            g.stride_w,      by_atoms_,
-            in_pairs_};
+    return {count(segment_),
+            g.patch() / count(segment_),
+            g.patch(),
+            segment_.data(),
+            count(vector_),
+            copied_,
+            vector_.data(),
+            count(chunks_),
+            chunks_.data(),
+            slides_,
+            g.code_w,
+            g.dilation_w * column,
+            g.stride_w,
+            by_atoms_,
+            products,
+            {pairs_.row, pairs_.length, pairs_.step, pairs_.threes, pairs_.ones, pair_offset_.data(), pairs_.range},
+            copies_};
   }
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Where the unit's pixels begin among all pixels of all groups.
   int64_t pixel(const Unit& unit) const { return unit.group * group_pixels + unit.first; }
   int64_t table_size() const { return g.group_code_channels() * stride; }
+  // Values of a plane and of those beside it that the analysis kernels read.
+  int64_t analysis_planes() const { return (products_ == TileProducts::pairs_of_pixels ? 4 : 1) * plane_size; }
   int64_t weight_size() const { return g.code_channels * g.patch(); }
 
  private:
-  std::vector<int64_t> segment_, vector_, chunks_;
-  bool copied_, slides_, by_atoms_, in_pairs_;
+  std::vector<int64_t> segment_, vector_, chunks_, pair_offset_;
+  bool copied_, slides_, by_atoms_;
+  TileProducts products_;
+  PixelPairs pairs_{};
+  int64_t copies_ = 0;
   void make_units(bool whole);
+  void choose_products(const KernelSizes& kernel, int64_t value_size, int64_t signal_row);
 };
 
 // How many images go through all steps of lista together, with threads for their units.
@@ -76,12 +97,33 @@ void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact);
 template <typename T>
 void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal);
 
-// A weight (M, C/groups, *kernel) as the analysis kernels read it, in pairs of taps where they do (scale is 1 or -1),
-// and as a table of atoms; all groups.
+// A weight (M, C/groups, *kernel) tap by tap, as the analysis kernels read it, and as a table of atoms; all groups.
+// Scale is 1 or -1.
 template <typename T>
-Buffer<accumulate_t<T>> analysis_weight(const Plan& plan, const T* weight, accumulate_t<T> scale, bool in_pairs);
+Buffer<accumulate_t<T>> tap_weight(const Plan& plan, const T* weight, accumulate_t<T> scale);
 template <typename T>
 Buffer<accumulate_t<T>> atom_table(const Plan& plan, const T* weight);
+
+// The same for the plan's products, or, if it is not finite, for single taps. The weight has to outlive it.
+template <typename T>
+class AnalysisWeight {
+ public:
+  using A = accumulate_t<T>;
+  AnalysisWeight(const Plan& plan, const T* weight, A scale);
+
+  TileProducts products() const { return products_; }
+  // Of a group, for these products or for single taps.
+  const A* of_group(const Plan& plan, TileProducts products, int64_t group, int64_t width) const;
+
+ private:
+  const T* weight_;
+  A scale_;
+  TileProducts products_;
+  Buffer<A> values_;
+  // Tap by tap, for planes that are not finite.
+  mutable Buffer<A> taps_{0};
+  std::unique_ptr<std::once_flag> has_taps_ = std::make_unique<std::once_flag>();
+};
 
 // out, a unit's plane, = source - sum of the planes of all units that overlap it (sign -1), or their sum (sign 1,
 // source null); planes null for none. The unit's own rows also go to `own` (compact, or null): written, or added to it.

@@ -36,5 +36,23 @@ void sum_planes(const PlaneSum<A>& p) {
   }
 }
 
+template <typename A>
+bool sum_columns(const ColumnSums<A>& p) {
+  using V = Lanes<A>;
+  A *const less_third = p.plane + p.size, *const plus_next = less_third + p.size, *const from_next = plus_next + p.size;
+  for (int64_t i = 0; i < 2 * p.step + Vector<A>::lanes; ++i) p.plane[p.values + i] = A(0);
+  V check = {};  // 0 of finite values, else NaN
+  for (int64_t i = 0; i < p.values; i += Vector<A>::lanes) {
+    const A* const x = p.plane + i;
+    const V first = *reinterpret_cast<const V*>(x), second = *reinterpret_cast<const V*>(x + p.step);
+    const V difference = first - *reinterpret_cast<const V*>(x + 2 * p.step), sum = first + second;
+    *reinterpret_cast<V*>(less_third + i) = difference;
+    *reinterpret_cast<V*>(plus_next + i) = sum;
+    *reinterpret_cast<V*>(from_next + i) = second - first;
+    check += A(0) * difference + A(0) * sum;
+  }
+  return sum_of_lanes<A>(check) == 0;
+}
+
 }  // namespace DSC_CPU_LEVEL
 }  // namespace dsc::cpu

@@ -23,12 +23,7 @@ namespace DSC_CPU_LEVEL {
 
 template <typename T>
 constexpr Kernels<T> make_kernels() {
-  return {Vector<accumulate_t<T>>::lanes,
-          tile_vectors,
-          chunk_vectors,
-          window_vectors,
-          taps_per_range,
-          0,
+  return {{Vector<accumulate_t<T>>::lanes, tile_vectors, chunk_vectors, window_vectors, taps_per_range, 0},
           soft_threshold_tasks<T>,
           soft_threshold_backward_tasks<T>,
           shrink_tasks<T>,
@@ -61,6 +56,7 @@ constexpr Kernels<T> make_kernels() {
           packed_to_dense<T>,
           packed_from_dense<T>,
           sum_planes<accumulate_t<T>>,
+          sum_columns<accumulate_t<T>>,
           count_bits};
 }
 
@@ -74,9 +70,8 @@ constexpr KernelSet DSC_CONCAT(kernels_, DSC_CPU_LEVEL) = {
 constexpr KernelSet kernels_avx512_bf16 = [] {
   KernelSet set = DSC_CONCAT(kernels_, DSC_CPU_LEVEL);
   set.bf16.pairs_per_range = DSC_CPU_LEVEL::PairsOfTaps::per_range;
-  set.bf16.workspace_size = DSC_CPU_LEVEL::workspace_size_with_pairs;
-  set.bf16.packed_analysis = DSC_CPU_LEVEL::packed_analysis_in_pairs;
-  set.bf16.dense_analysis = DSC_CPU_LEVEL::dense_analysis_in_pairs;
+  set.bf16.packed_analysis = DSC_CPU_LEVEL::packed_analysis_of_bf16;
+  set.bf16.dense_analysis = DSC_CPU_LEVEL::dense_analysis_of_bf16;
   return set;
 }();
 #endif

@@ -86,9 +86,7 @@ struct Units {
   const Kernels<T>& kernel = kernels<T>();
   Plan plan;
 
-  explicit Units(const Geometry& geometry, bool whole = false)
-      : plan(geometry, kernel.lanes, kernel.chunk_vectors, kernel.window_vectors, sizeof(A), kernel.pairs_per_range > 0,
-             whole) {}
+  explicit Units(const Geometry& geometry, bool whole = false) : plan(geometry, kernel, sizeof(A), whole) {}
 
   int64_t count() const { return static_cast<int64_t>(plan.units.size()); }
   int64_t atoms() const { return plan.g.group_code_channels(); }
@@ -102,7 +100,7 @@ struct Units {
   void for_each(const Body& body) const {
     const int64_t products = plan.g.code_size() / std::max<int64_t>(1, count()) * plan.g.patch();
     parallel(count(), grain_of(products), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()));
+      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
       for (int64_t u = begin; u < end; ++u) body(u, scratch.get());
     });
   }
@@ -120,7 +118,7 @@ struct Units {
   template <typename Body>
   void for_each_share(int64_t shares, const Body& body) const {
     parallel(shares, grain_of(plan.g.code_size() / shares * plan.g.patch()), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()));
+      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
       for (int64_t share = begin; share < end; ++share)
         for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u)
           body(u, share, scratch.get());
@@ -178,53 +176,52 @@ struct Units {
                             scratch);
   }
 
-  // codes = T(start + A(plane))
-  void analyze(int64_t u, const A* plane, const A* weight, const A* theta, bool one_sided, const Codes& start,
+  // codes = T(start + A(plane)); plane is the first of Plan::analysis_planes()
+  void analyze(int64_t u, A* plane, const AnalysisWeight<T>& weight, const A* theta, bool one_sided, const Codes& start,
                const Codes& codes, int64_t* used, char* scratch) const {
     const Unit& unit = plan.units[u];
     theta += unit.group * width();
     const bool nonnegative = std::all_of(theta, theta + width(), [](A value) { return value >= 0; });
-    kernel.packed_analysis(
-        {unit.pixels, atoms(), plan.base.data(), plan.patches(), plane, weight + unit.group * width() * plan.g.patch(),
-         theta, one_sided, nonnegative, part(start, u), part(codes, u), used},
-        scratch);
+    const TileProducts products = products_for(unit, plane, weight);
+    kernel.packed_analysis({unit.pixels, atoms(), plan.base.data(), plan.patches(products), plane,
+                            weight.of_group(plan, products, unit.group, width()), theta, one_sided, nonnegative,
+                            part(start, u), part(codes, u), used},
+                           scratch);
   }
 
   // dense = scale (start + A(plane)), or added to it
-  void analyze_dense(int64_t u, const A* plane, const A* weight, const Codes& start, A scale, bool add, T* dense,
-                     char* scratch) const {
-    const Unit& unit = plan.units[u];
-    kernel.dense_analysis({unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), plan.base.data(),
-                           plan.patches(), plane, weight + unit.group * width() * plan.g.patch(), part(start, u),
-                           nullptr, nullptr, false, scale, add, of_group(dense, unit)},
-                          scratch);
+  void analyze_dense(int64_t u, A* plane, const AnalysisWeight<T>& weight, const Codes& start, A scale, bool add,
+                     T* dense, char* scratch) const {
+    dense_analysis(u, plane, weight, start, nullptr, nullptr, false, scale, add, dense, scratch);
   }
 
   // dense = T(A(plane) + bias); bias may be null
-  void threshold_dense(int64_t u, const A* plane, const A* weight, const A* bias, const A* theta, bool one_sided,
-                       T* dense, char* scratch) const {
-    const Unit& unit = plan.units[u];
-    const int64_t first = unit.group * width();
-    kernel.dense_analysis({unit.pixels,
-                           atoms(),
-                           unit.first,
-                           plan.g.code_pixels(),
-                           image_size(),
-                           plan.base.data(),
-                           plan.patches(),
-                           plane,
-                           weight + first * plan.g.patch(),
-                           {},
-                           bias ? bias + first : nullptr,
-                           theta + first,
-                           one_sided,
-                           A(1),
-                           false,
-                           of_group(dense, unit)},
-                          scratch);
+  void threshold_dense(int64_t u, A* plane, const AnalysisWeight<T>& weight, const A* bias, const A* theta,
+                       bool one_sided, T* dense, char* scratch) const {
+    const int64_t first = plan.units[u].group * width();
+    dense_analysis(u, plane, weight, {}, bias ? bias + first : nullptr, theta + first, one_sided, A(1), false, dense,
+                   scratch);
   }
 
  private:
+  void dense_analysis(int64_t u, A* plane, const AnalysisWeight<T>& weight, const Codes& start, const A* bias,
+                      const A* theta, bool one_sided, A scale, bool add, T* dense, char* scratch) const {
+    const Unit& unit = plan.units[u];
+    const TileProducts products = products_for(unit, plane, weight);
+    kernel.dense_analysis({unit.pixels, atoms(), unit.first, plan.g.code_pixels(), image_size(), plan.base.data(),
+                           plan.patches(products), plane, weight.of_group(plan, products, unit.group, width()),
+                           part(start, u), bias, theta, one_sided, scale, add, of_group(dense, unit)},
+                          scratch);
+  }
+
+  // Makes what stands beside a plane; sums and differences of values that are not finite are no use.
+  TileProducts products_for(const Unit& unit, A* plane, const AnalysisWeight<T>& weight) const {
+    if (weight.products() != TileProducts::pairs_of_pixels) return weight.products();
+    const int64_t values = unit.images * plan.plane_image, step = plan.patches().pairs.step;
+    return kernel.sum_columns({plane, values, step, plan.plane_size}) ? TileProducts::pairs_of_pixels
+                                                                      : TileProducts::taps;
+  }
+
   int64_t image_size() const { return plan.g.code_channels * plan.g.code_pixels(); }
   template <typename D>
   D* of_group(D* dense, const Unit& unit) const {
