@@ -8,8 +8,8 @@ instructions each nanosecond are what the machine carries out when nothing is in
 rate waits.
 
 Callgrind knows no AVX-512. There perf goes alone, and what is counted is the multiply-adds that the non-zeros call for
-(A_W: all taps; where it multiplies pixels in pairs it makes fewer), with the bytes of the tables of atoms that they take
-from a cache and bring there.
+(A_W: all taps; where it multiplies pixels in pairs it makes fewer), with the bytes of the tables of atoms that they
+take from a cache and bring there.
 """
 
 from __future__ import annotations
@@ -308,8 +308,8 @@ def page(rows: Sequence[dict[str, Any]], facts: dict[str, Any], density: float, 
     told = (
         "Nanoseconds of processor time by perf, and multiply-adds that the non-zeros call for, and all taps in A_W, of "
         "each code pixel and iteration; multiply-adds each nanosecond, also as a share of those of a large matrix "
-        "product (A_W makes down to two thirds of them, see PairsOfPixels, and can go beyond it); bytes that the sparse "
-        "products read of tables of atoms and their gradients each nanosecond, and write."
+        "product, beyond which A_W can go, since pairs of pixels take down to two thirds of them; bytes that the "
+        "sparse products read of tables of atoms and their gradients each nanosecond, and write."
         if head(rows) is HEAD_OF_PRODUCTS
         else "Nanoseconds of processor time, instructions, misses of the first-level data cache and mispredicted "
         "branches for each code pixel and iteration; instructions each nanosecond, also as a share of those of a large "

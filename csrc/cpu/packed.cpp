@@ -1,7 +1,7 @@
 #include "packed.h"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 #include <cstring>
 
 namespace dsc::cpu {
@@ -128,6 +128,7 @@ void Plan::choose_products(const KernelSizes& kernel, int64_t value_size, int64_
   if (kernel.pairs_per_range > 0 && columns_touch && g.stride_w <= g.kernel_w &&
       g.code_w * g.kernel_w * (length / 2) * width >= products_per_copy * row_columns * ((length + 15) / 16)) {
     products_ = TileProducts::pairs_of_taps;
+    row_weights = g.patch() / length * ((length + 1) / 2);
     copies_ = padded((2 * block_pixels * vectors() + 2) * kernel.lanes * int64_t{2}, 64);
     return;
   }
@@ -258,81 +259,92 @@ void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal) {
 
 namespace {
 
-// For each group [range][tile of atoms], in which write(out, from, to, first, last) writes the weights of the range
-// [from, to) and the atoms [first, last).
+// [group][range][tile of atoms], of `each` weights of an atom for each of `size` things that are cut into ranges:
+// write(out, group, from, to, first, last) writes those of [from, to) for the atoms [first, last).
 template <typename T, typename Write>
-Buffer<accumulate_t<T>> weight_tiles(const Plan& plan, int64_t row_weights, int64_t size, int64_t range,
-                                     const Write& write) {
+Buffer<accumulate_t<T>> weight_tiles(const Plan& plan, int64_t size, int64_t each, int64_t range, const Write& write) {
   using A = accumulate_t<T>;
   const Kernels<T>& k = kernels<T>();
   const int64_t width = padded(plan.g.group_code_channels(), std::max<int64_t>(k.lanes, 8));
-  Buffer<A> packed(plan.g.groups * width * row_weights);
-  for (int64_t group = 0; group < plan.g.groups; ++group) {
-    A* out = packed.get() + group * width * row_weights;
-    for (int64_t from = 0; from < size; from += range)
+  const int64_t ranges = (size + range - 1) / range;
+  Buffer<A> packed(plan.g.groups * width * size * each);
+  parallel(plan.g.groups * ranges, grain_of(100 * range * each * width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / ranges, from = i % ranges * range, to = std::min(size, from + range);
+      A* out = packed.get() + (group * size + from) * each * width;
       for (int64_t first = 0; first < width;) {
         const int64_t last = first + tile_vectors_of(k.tile_vectors, (width - first) / k.lanes) * k.lanes;
-        out = write(out, group, from, std::min(size, from + range), first, last);
+        write(out, group, from, to, first, last);
+        out += (last - first) * (to - from) * each;
         first = last;
       }
-  }
+    }
+  });
   return packed;
 }
 
-// The j-th tap of an atom, in the order of a patch.
+// The taps of atoms, in the order of a patch.
 template <typename T>
 struct Taps {
   using A = accumulate_t<T>;
   const Plan& plan;
   const T* weight;
   A scale;
-  A operator()(int64_t group, int64_t m, int64_t j) const {
-    const int64_t atoms = plan.g.group_code_channels();
-    return m < atoms ? scale * load(weight[(group * atoms + m) * plan.g.patch() + plan.tap[j]]) : A(0);
+  // Of the atoms [first, last) of a group, body(the j-th taps...) of each; 0 for what is beyond the atoms.
+  template <typename Body, typename... J>
+  void visit(int64_t group, int64_t first, int64_t last, const Body& body, J... j) const {
+    const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch();
+    const T* row = weight + (group * atoms + first) * patch;
+    for (int64_t m = first; m < std::min(last, atoms); ++m, row += patch) body(scale * load(row[plan.tap[j]])...);
+    for (int64_t m = std::max(first, atoms); m < last; ++m) body((static_cast<void>(j), A(0))...);
   }
 };
 
 template <typename T>
-Buffer<accumulate_t<T>> tap_pairs(const Plan& plan, const Taps<T>& tap) {
+Buffer<accumulate_t<T>> tap_pairs(const Plan& plan, const Taps<T>& taps) {
   using A = accumulate_t<T>;
-  const int64_t length = plan.patches().length, pairs = (length + 1) / 2, size = plan.g.patch() / length * pairs;
+  const int64_t length = plan.patches().length, pairs = (length + 1) / 2;
   const auto write = [&](A* out, int64_t group, int64_t from, int64_t to, int64_t first, int64_t last) {
-    for (int64_t j = from; j < to; ++j)
-      for (int64_t m = first; m < last; ++m) {
-        const int64_t i = j % pairs * 2, own = j / pairs * length + i;
-        *out++ = pair_of<A>(tap(group, m, own), i + 1 < length ? tap(group, m, own + 1) : A(0));
-      }
-    return out;
+    for (int64_t j = from; j < to; ++j) {
+      const int64_t i = j % pairs * 2, own = j / pairs * length + i;
+      if (i + 1 < length)
+        taps.visit(group, first, last, [&](A a, A b) { *out++ = pair_of<A>(a, b); }, own, own + 1);
+      else
+        taps.visit(group, first, last, [&](A a) { *out++ = pair_of<A>(a, A(0)); }, own);
+    }
   };
-  return weight_tiles<T>(plan, plan.row_weights, size, kernels<T>().pairs_per_range, write);
+  return weight_tiles<T>(plan, plan.g.patch() / length * pairs, 1, kernels<T>().pairs_per_range, write);
 }
 
 // As PairsOfPixels in analysis_kernels.h multiplies them. Not finite if a weight is not.
 template <typename T>
-Buffer<accumulate_t<T>> pixel_pairs(const Plan& plan, const Taps<T>& tap, bool& finite) {
+Buffer<accumulate_t<T>> pixel_pairs(const Plan& plan, const Taps<T>& taps, std::atomic<bool>& finite) {
   using A = accumulate_t<T>;
   const Patches patches = plan.patches();
   const PixelPairs& p = patches.pairs;
   const auto write = [&](A* out, int64_t group, int64_t from, int64_t to, int64_t first, int64_t last) {
+    A check = 0;  // stays that of finite weights
     for (int64_t product = 0; product < 2 * p.threes + p.ones; ++product) {
       const bool sums = product < p.threes, differences = !sums && product < 2 * p.threes;
-      const int64_t* const column = plan.pair_columns.data() + product - (sums ? 0 : p.threes);
+      const int64_t column = plan.pair_columns[product - (sums ? 0 : p.threes)];
       for (int64_t j = from; j < to; ++j)
-        for (const bool second : {false, true})
-          for (int64_t m = first; m < last; ++m) {
-            const auto value = [&](int64_t i) {
-              return tap(group, m, (*column + i * plan.pair_stride) * p.length + j);
-            };
-            if (sums)
-              *out = static_cast<A>((double(value(0)) + double(second ? -value(1) : value(1)) + double(value(2))) / 2);
-            else
-              *out = differences && second ? -value(2) : value(0);
-            finite = finite && std::isfinite(*out++);
-          }
+        for (const bool second : {false, true}) {
+          const auto tap = [&](int64_t i) { return (column + i * plan.pair_stride) * p.length + j; };
+          const double sign = second ? -1 : 1;
+          if (sums)
+            taps.visit(
+                group, first, last,
+                [&](A a, A b, A c) { check += A(0) * (*out++ = static_cast<A>((a + sign * b + c) / 2)); }, tap(0),
+                tap(1), tap(2));
+          else if (differences && second)
+            taps.visit(group, first, last, [&](A a) { check += A(0) * (*out++ = -a); }, tap(2));
+          else
+            taps.visit(group, first, last, [&](A a) { check += A(0) * (*out++ = a); }, tap(0));
+        }
     }
-    return out;
+    if (check != A(0)) finite = false;
   };
-  return weight_tiles<T>(plan, plan.row_weights, p.length, p.range, write);
+  return weight_tiles<T>(plan, p.length, p.weights(), p.range, write);
 }
 
 }  // namespace
@@ -340,25 +352,23 @@ Buffer<accumulate_t<T>> pixel_pairs(const Plan& plan, const Taps<T>& tap, bool& 
 template <typename T>
 Buffer<accumulate_t<T>> tap_weight(const Plan& plan, const T* weight, accumulate_t<T> scale) {
   using A = accumulate_t<T>;
-  const Taps<T> tap{plan, weight, scale};
+  const Taps<T> taps{plan, weight, scale};
   const auto write = [&](A* out, int64_t group, int64_t from, int64_t to, int64_t first, int64_t last) {
-    for (int64_t j = from; j < to; ++j)
-      for (int64_t m = first; m < last; ++m) *out++ = tap(group, m, j);
-    return out;
+    for (int64_t j = from; j < to; ++j) taps.visit(group, first, last, [&](A a) { *out++ = a; }, j);
   };
-  return weight_tiles<T>(plan, plan.g.patch(), plan.g.patch(), kernels<T>().taps_per_range, write);
+  return weight_tiles<T>(plan, plan.g.patch(), 1, kernels<T>().taps_per_range, write);
 }
 
 template <typename T>
 AnalysisWeight<T>::AnalysisWeight(const Plan& plan, const T* weight, A scale)
     : weight_(weight), scale_(scale), products_(plan.patches().products), values_(0) {
-  const Taps<T> tap{plan, weight, scale};
+  const Taps<T> taps{plan, weight, scale};
   if (products_ == TileProducts::pairs_of_taps) {
-    values_ = tap_pairs(plan, tap);
+    values_ = tap_pairs(plan, taps);
     return;
   }
-  bool finite = products_ == TileProducts::pairs_of_pixels;
-  if (finite) values_ = pixel_pairs(plan, tap, finite);
+  std::atomic<bool> finite = products_ == TileProducts::pairs_of_pixels;
+  if (finite) values_ = pixel_pairs(plan, taps, finite);
   if (finite) return;
   products_ = TileProducts::taps;
   values_ = tap_weight(plan, weight, scale);
@@ -380,12 +390,19 @@ Buffer<accumulate_t<T>> atom_table(const Plan& plan, const T* weight) {
   const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch(), lanes = kernels<T>().lanes;
   const Patches patches = plan.patches();
   Buffer<A> table(plan.g.groups * plan.table_size());
-  A* out = table.get();
-  for (int64_t group = 0; group < plan.g.groups; ++group)
-    for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes)
-      for (int64_t m = 0; m < atoms; ++m)
-        for (int64_t j = first; j < first + patches.chunk_vectors[c] * lanes; ++j)
-          *out++ = plan.table_tap[j] >= 0 ? load(weight[(group * atoms + m) * patch + plan.table_tap[j]]) : A(0);
+  parallel(plan.g.groups * atoms, grain_of(100 * plan.stride), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      A* const group = table.get() + m / atoms * plan.table_size();
+      for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes) {
+        const int64_t chunk = patches.chunk_vectors[c] * lanes;
+        A* const out = group + atoms * first + m % atoms * chunk;
+        for (int64_t j = 0; j < chunk; ++j) {
+          const int64_t tap = plan.table_tap[first + j];
+          out[j] = tap >= 0 ? load(weight[m * patch + tap]) : A(0);
+        }
+      }
+    }
+  });
   return table;
 }
 
