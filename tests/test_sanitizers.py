@@ -35,9 +35,8 @@ COMPILER = "g++"
 
 # The host files whose memory and arithmetic are looked at; the others are only there to make the package complete.
 SANITIZED = ["lista", "packed", "convolution", "dilated", "norm", "residual"]
-# Compiling is what takes the time, and much of it kernels that no test here calls; half precision has one level.
+# Compiling is what takes the time, and a third of it kernels that no test here calls.
 LEFT_OUT = r"shrink(_backward)?_tasks<T>"
-HALF = r"DSC_CPU_LEVEL::make_kernels<(bfloat16|float16)>\(\)"
 
 # What runs: every plan, every kind of iteration, gradients one by one, damaged tapes, random geometries, convolutions,
 # the passes of MSD-CSC, the block of Res-CSC.
@@ -105,9 +104,6 @@ class Build:
         text, count = re.subn(LEFT_OUT, "nullptr", simd.read_text())
         assert count == 2, "simd_kernels.cpp has changed: leave out what takes long and is not called"
         simd.write_text(text)
-        text, count = re.subn(HALF, r"Kernels<\1>{}", text)
-        assert count == 2, "simd_kernels.cpp has changed: leave out half precision"
-        simd.with_name("simd_kernels_without_half.cpp").write_text(text)
         ignore = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(Path(dsc_ops.__file__).parent, folder / "dsc_ops", ignore=ignore)
         shutil.copytree(HERE, folder / "tests", ignore=shutil.ignore_patterns("cuda_sim", "__pycache__"))
@@ -121,7 +117,7 @@ class Build:
         self.link(self.objects)
 
     def host_files(self) -> list[str]:
-        return [path.stem for path in (self.source / "csrc/cpu").glob("*.cpp") if "simd_kernels" not in path.stem]
+        return [path.stem for path in (self.source / "csrc/cpu").glob("*.cpp") if path.stem != "simd_kernels"]
 
     def command(self, sanitized: bool) -> list[str]:
         python = sorted({f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")})
@@ -141,8 +137,7 @@ class Build:
         out = self.folder / f"level_{level}.o"
         define = f"-DDSC_CPU_LEVEL={level}"
         command = [*self.command(True), *self.setup.LEVELS[level], define]
-        source = "simd_kernels" if level == self.levels[-1] else "simd_kernels_without_half"
-        run([*command, f"csrc/cpu/{source}.cpp", "-o", out], cwd=self.source)
+        run([*command, "csrc/cpu/simd_kernels.cpp", "-o", out], cwd=self.source)
         return out
 
     def link(self, objects: list[Path]) -> None:
