@@ -302,11 +302,11 @@ def check_bits(case: Convolution) -> None:
 # of even and odd length, and of more than a block, whose pairs begin in the block before.
 PAIRS = {
     "three columns": Convolution(2, 1, 64, (7, 20), (3, 3), padding=1),
-    "odd rows": Convolution(2, 3, 64, (13, 17), (5, 4), padding=2),
+    "odd rows": Convolution(2, 3, 64, (13, 17), (5, 5), padding=2),
     "rows of one pixel and a half": Convolution(1, 4, 64, (9, 5), (3, 3)),
     "stride two": Convolution(2, 2, 64, (12, 29), (4, 7), stride=(1, 2)),
     "stride three": Convolution(1, 2, 40, (5, 61), (2, 11), stride=(2, 3), padding=(0, 4)),
-    "odd long rows": Convolution(1, 1, 64, (4, 215), (3, 8)),
+    "odd long rows": Convolution(1, 1, 64, (4, 214), (3, 8)),
     "a signal": Convolution(2, 2, 64, (333,), (17,), padding=8),
     "strides along a signal": Convolution(3, 1, 30, (402,), (12,), stride=2),
     "ranges": Convolution(1, 64, 40, (6, 9), (3, 3), padding=1),  # of weights, on every level
