@@ -427,7 +427,7 @@ struct PackedAnalysis {
   const int64_t* base;
   Patches patches;
   const A* plane;
-  const A* weight;  // packed [range][tile of atoms][weight][atom], for Patches::products (analysis_weight)
+  const A* weight;  // packed [range][tile of atoms][weight][atom], for Patches::products (AnalysisWeight)
   const A* theta;   // of each atom, and as many more as fill up the last vector
   bool one_sided;
   bool nonnegative;  // all of theta
