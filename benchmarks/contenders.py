@@ -69,11 +69,14 @@ def matrix_lista(
 
 def fused_matrix_lista(y: Tensor, dictionary: Tensor, analysis: Tensor, theta: Tensor, *, x0: Tensor | None) -> Tensor:
     """What LISTALinear does with rows, and with a first code besides."""
-    start = None if x0 is None else x0.t().unsqueeze(0)
-    codes = functional.lista(
-        y.t().unsqueeze(0), dictionary.unsqueeze(-1), analysis.unsqueeze(-1), theta, x0=start, iterations=len(analysis)
-    )
-    return codes.squeeze(0).t().contiguous()
+
+    def signals(rows: Tensor) -> Tensor:
+        return rows.t().unsqueeze(0) if rows.is_cuda else rows.unsqueeze(-1)
+
+    start = None if x0 is None else signals(x0)
+    weights = dictionary.unsqueeze(-1), analysis.unsqueeze(-1)
+    codes = functional.lista(signals(y), *weights, theta, x0=start, iterations=len(analysis))
+    return codes.squeeze(0).t().contiguous() if y.is_cuda else codes.squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,10 @@ CASES = {
     "strips of groups": Convolution(1, 4, 128, (31, 34), (7, 5), groups=2, padding=(3, 2), dilation=(1, 2)),
     "images together": Convolution(11, 2, 40, (9, 8), (3, 3), padding=1),  # and fewer in the last unit
     "many images": Convolution(67, 1, 12, (6, 5), (3, 3)),
+    "rows": Convolution(230, 7, 37, (1,), (1,)),  # a unit of 192, and the rest
     "many units": Convolution(40, 1, 70, (16, 15), (3, 3), padding=1),
     "slices": Convolution(19, 8, 64, (19, 17), (5, 5)),  # 16 images, then 3
-    "slices of strips": Convolution(17, 8, 60, (25, 24), (5, 5)),  # two an image
+    "slices and strips": Convolution(17, 8, 60, (25, 24), (5, 5)),  # of 16 images, and of the last one
     "slices of groups": Convolution(9, 16, 300, (16, 16), (3, 3), groups=2),  # 8 images, then 1
     "slices with residuals": Convolution(17, 1, 96, (14, 14), (11, 11), padding=5),  # on the tape
     # with AVX-512 neighbours' patches slide:
@@ -161,6 +162,7 @@ KINDS = {
         "strips",
         "images together",
         "slices of groups",
+        "rows",
     ],
 )
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -243,6 +245,7 @@ def test_float32_is_as_exact_as_eager(name, density, capability):
         "65 atoms",
         "images together",
         "long rows",
+        "rows",
         "sliding by two",
         "strips of a 1-D signal",
     ],
@@ -274,7 +277,9 @@ def test_any_choice_of_gradients(momentum, x0, name, capability):
 
 
 @pytest.mark.supports("numbers", "the same bits for any number of threads")
-@pytest.mark.parametrize("name", ["some by atoms", "strips", "strips of groups", "many units", "slices", "one pixel"])
+@pytest.mark.parametrize(
+    "name", ["some by atoms", "strips", "strips of groups", "many units", "slices", "one pixel", "rows"]
+)
 def test_the_same_bits_again_and_with_any_number_of_threads(name, capability):
     check_bits(CASES[name])
 

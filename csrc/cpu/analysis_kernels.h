@@ -35,17 +35,6 @@ struct Tiles {
   }
 };
 
-// Keeps the compiler from reading a vector again for each of its uses.
-template <typename A>
-DSC_HOST_DEVICE Lanes<A> in_register(Lanes<A> v) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(v));
-#elif defined(__AVX2__)
-  asm("" : "+x"(v));
-#endif
-  return v;
-}
-
 // --- products -------------------------------------------------------------------------------------------------------
 // In what way tiles are multiplied by weights. Each has
 //   place       the tiles of a block, and what they read if that is not a plane

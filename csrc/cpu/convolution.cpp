@@ -85,7 +85,7 @@ struct Convolution : Units<T> {
   explicit Convolution(const Geometry& g) : Units<T>(g) {}
 
   // The part of a signal (compact) that a unit meets.
-  Buffer<A> plane_of(int64_t u, const Buffer<A>& signal) const {
+  Buffer<A> plane_of(int64_t u, const Compact<T>& signal) const {
     Buffer<A> plane(plan.analysis_planes());
     make_plane(plan, u, signal.get(), static_cast<const A*>(nullptr), A(1), plane.get(), static_cast<A*>(nullptr),
                false);
@@ -94,13 +94,12 @@ struct Convolution : Units<T> {
 
   // The signal (N, C, *) that is the sum of all units' planes.
   void sum_planes(const Buffer<A>& planes, T* signal) const {
-    const Buffer<A> compact(plan.g.signal_size());
-    std::memset(compact.get(), 0, plan.g.signal_size() * sizeof(A));  // no plane may reach the last rows and columns
+    const CompactSum<T> sum(plan, signal);  // no plane may reach the last rows and columns
     this->for_each([&](int64_t u, char*) {
-      const Buffer<A> plane(plan.plane_size);
-      make_plane(plan, u, static_cast<const A*>(nullptr), planes.get(), A(1), plane.get(), compact.get(), false);
+      const Buffer<A> out(plan.plane_size);
+      make_plane<A>(plan, u, nullptr, this->plane(planes, u), A(1), out.get(), sum.get(), false);
     });
-    from_compact(plan, compact.get(), signal);
+    sum.finish(plan);
   }
 };
 
@@ -128,7 +127,7 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
     const Convolution<T> c(g);
-    const auto compact = c.compact(data<const T>(signal));
+    const Compact<T> compact(c.plan, data<const T>(signal));
     const AnalysisWeight<T> packed_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
     const auto by_group_theta = c.by_group(data<const T>(thresholds), theta.dim());
     const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
@@ -150,7 +149,7 @@ Tensor analysis_cpu(const Tensor& y, const Tensor& weight, const Sizes& stride, 
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
     const Convolution<T> c(g);
-    const auto compact = c.compact(data<const T>(signal));
+    const Compact<T> compact(c.plan, data<const T>(signal));
     const AnalysisWeight<T> packed_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
     c.for_each([&](int64_t u, char* scratch) {
       const auto plane = c.plane_of(u, compact);
@@ -178,7 +177,7 @@ Tensor synthesis_cpu(const Tensor& x, const Tensor& weight, const Sizes& signal_
     int64_t* const used = storage.restart();
     c.for_each([&](int64_t u, char* scratch) {
       c.from_dense(u, data<const T>(codes), nullptr, storage.codes(), used, scratch);
-      c.synthesize(u, storage.codes(), table.get(), planes.get(), scratch);
+      c.synthesize(u, storage.codes(), table.get(), c.plane(planes, u), scratch);
     });
     c.sum_planes(planes, data<T>(signal));
   });
@@ -196,7 +195,7 @@ Tensor correlation_cpu(const Tensor& y, const Tensor& x, const Sizes& kernel_siz
     using T = decltype(zero);
     using A = accumulate_t<T>;
     const Convolution<T> c(g);
-    const auto compact = c.compact(data<const T>(signal));
+    const Compact<T> compact(c.plan, data<const T>(signal));
     Storage<A> storage(c.plan);
     int64_t* const used = storage.restart();
     const Shares<A> shares(c.share_count(1), g.groups * c.plan.table_size());
@@ -236,7 +235,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
     using T = decltype(zero);
     using A = accumulate_t<T>;
     const Convolution<T> c(g);
-    const auto compact = needs[1] ? c.compact(data<const T>(signal)) : Buffer<A>(0);
+    const auto compact = needs[1] ? Compact<T>(c.plan, data<const T>(signal)) : Compact<T>();
     const auto table = atom_table(c.plan, data<const T>(dense_weight));
     const auto planes = needs[0] ? c.planes() : Buffer<A>(0);
     Storage<A> storage(c.plan), gradients(c.plan);
@@ -250,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
       c.from_dense(u, data<const T>(dense_codes), nullptr, x, used, scratch);
       c.from_dense(u, data<const T>(dense_grad), x.masks, gu, gradients_used, scratch);
       const auto residual = needs[1] ? c.plane_of(u, compact) : Buffer<A>(0);
-      A* const plane = needs[0] ? planes.get() + u * c.plan.plane_size : nullptr;
+      A* const plane = needs[0] ? c.plane(planes, u) : nullptr;
       if (plane) std::memset(plane, 0, c.plan.plane_size * sizeof(A));
       const int64_t first_table = unit.group * c.plan.table_size(), first_atom = unit.group * c.atoms();
       c.kernel.packed_backward_analysis(

@@ -150,15 +150,15 @@ template <typename T>
 struct Solver : Units<T> {
   using typename Units<T>::A;
   using typename Units<T>::Codes;
-  Buffer<A> signal;  // y, compact
+  Compact<T> signal;  // y
   std::optional<Storage<A>> start_storage;
   Codes start{};  // x_0
 
-  Solver(const Problem& p, bool whole) : Units<T>(p.geometry, whole), signal(this->plan.g.signal_size()) { load(p); }
+  Solver(const Problem& p, bool whole) : Units<T>(p.geometry, whole) { load(p); }
 
   // Another slice of the same size.
   void load(const Problem& p) {
-    to_compact(this->plan, data<const T>(p.y) + p.signal_from(), signal.get());
+    signal = Compact<T>(this->plan, data<const T>(p.y) + p.signal_from());
     if (!p.x0) return;
     if (!start_storage) start_storage.emplace(this->plan);
     int64_t* const used = start_storage->restart();
@@ -222,7 +222,8 @@ void forward(const Problem& p, const Solver<T>& s, const Weights<T>& weights, bo
              const std::optional<Tape<accumulate_t<T>>>& tape, int64_t* tape_used) {
   using A = accumulate_t<T>;
   const Plan& plan = s.plan;
-  const Buffer<A> planes = s.planes();
+  const bool together = plan.of_whole_images();
+  const Buffer<A> planes = together ? Buffer<A>(0) : s.planes();
   // Without a tape two codes take turns, or three where momentum looks one further back.
   std::vector<Storage<A>> turns, extrapolated;
   for (int i = 0; i < (tape ? 0 : p.momentum.empty() ? 2 : 3); ++i) turns.emplace_back(plan);
@@ -241,17 +242,24 @@ void forward(const Problem& p, const Solver<T>& s, const Weights<T>& weights, bo
     if (weights.analysis.empty() && own != packed_weight)
       packed.emplace(Weights<T>::analysis_of(p, s, packed_weight = own));
     const AnalysisWeight<T>& weight = weights.analysis.empty() ? *packed : weights.analysis[own];
-    if (z.masks)
-      s.for_each([&](int64_t u, char* scratch) {
-        if (extrapolates) s.combine(u, 1 + w, x, -w, before, nullptr, z, z_used, scratch);
-        s.synthesize(u, z, weights.dictionary.get(), planes.get(), scratch);
-      });
-    s.for_each([&](int64_t u, char* scratch) {
+    const auto synthesize = [&](int64_t u, A* plane, char* scratch) {
+      if (extrapolates) s.combine(u, 1 + w, x, -w, before, nullptr, z, z_used, scratch);
+      s.synthesize(u, z, weights.dictionary.get(), plane, scratch);
+    };
+    const auto analyze = [&](int64_t u, const A* synthesized, char* scratch) {
       const Buffer<A> plane(plan.analysis_planes());
-      make_plane(plan, u, s.signal.get(), z.masks ? planes.get() : nullptr, A(-1), plane.get(),
+      make_plane(plan, u, s.signal.get(), synthesized, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
       s.analyze(u, plane.get(), weight, weights.theta[k].get(), one_sided, z, next, used, scratch);
       if (k + 1 == p.iterations) s.to_dense(u, next, codes, scratch);
+    };
+    if (z.masks && !together) s.for_each([&](int64_t u, char* scratch) { synthesize(u, s.plane(planes, u), scratch); });
+    s.for_each([&](int64_t u, char* scratch) {
+      if (!z.masks) return analyze(u, nullptr, scratch);
+      if (!together) return analyze(u, s.plane(planes, u), scratch);
+      const Buffer<A> plane(plan.plane_size);
+      synthesize(u, plane.get(), scratch);
+      analyze(u, plane.get(), scratch);
     });
     before = x;
     x = next;
@@ -368,8 +376,7 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
   using A = accumulate_t<T>;
   const Plan& plan = s.plan;
   const int64_t last = p.iterations - 1;
-  const Buffer<A> grad_signal(wanted.y ? plan.g.signal_size() : 0);
-  if (wanted.y) std::memset(grad_signal.get(), 0, plan.g.signal_size() * sizeof(A));
+  const auto grad_y = wanted.y ? CompactSum<T>(plan, data<T>(wanted.of_y) + p.signal_from()) : CompactSum<T>();
 
   const bool keep = collected != nullptr;
   const int64_t count = keep ? 1 : s.share_count(wanted.dictionary + wanted.analysis);
@@ -377,13 +384,17 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
   Collected<T>& sums = keep ? *collected : of_step.emplace(plan, count, wanted, 1, 1);
 
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
-  const Buffer<A> code_planes(p.keeps_residuals() ? 0 : s.count() * plan.plane_size);
+
   Buffer<A> packed(0);  // of the step at hand
   int64_t packed_weight = -1;
 
-  // Of steps k and k + 1, in turn: S_W gu, the gradients of x_{k+1} and of z_k; z_k itself, which without momentum is
-  // x_k, also of step k + 2, on whose support a gradient still stands.
-  const Buffer<A> planes[2] = {s.planes(), s.planes()};
+  // Where units meet: S_D z_k, and of steps k and k + 1, in turn, S_W gu.
+  const bool together = plan.of_whole_images();
+  const auto planes_if = [&](bool needed) { return needed && !together ? s.planes() : Buffer<A>(0); };
+  const Buffer<A> code_planes = planes_if(!p.keeps_residuals()), planes[2] = {planes_if(true), planes_if(true)};
+
+  // Of steps k and k + 1, in turn: the gradients of x_{k+1} and of z_k; z_k itself, which without momentum is x_k, also
+  // of step k + 2, on whose support a gradient still stands.
   std::vector<Storage<A>> gradients, z_gradients, extrapolated;
   const bool separate = !p.momentum.empty();
   for (int i = 0; i < 2; ++i) gradients.emplace_back(plan);
@@ -402,50 +413,24 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
   });
   if (damaged) return false;
 
-  // Of step k, from gu on: dW, dtheta, S_W gu.
-  const auto analysis_of = [&](int64_t k, int64_t u, int64_t share, const A* weight, bool recomputed, A* residual) {
+  // Of step k, from gu on: dW, dtheta, S_W gu (grad_plane, which may be null). synthesized: S_D z_k where it is made
+  // again.
+  const auto begin_step = [&](int64_t k, int64_t u, int64_t share, const A* weight, const A* synthesized, A* grad_plane,
+                              char* scratch) {
     const Unit& unit = plan.units[u];
     const Shares<A>& dW = sums.analysis[keep ? p.weight_of(k) : 0];
     const Shares<double>& dtheta = sums.theta[keep ? k : 0];
+    const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0);
     if (wanted.analysis)
-      make_plane(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(),
-                 recomputed ? code_planes.get() : nullptr, A(-1), residual, static_cast<A*>(nullptr), false);
-    const bool goes_on = k > 0 || p.x0 || wanted.y;
-    A* const plane = goes_on || wanted.analysis ? planes[k % 2].get() + u * plan.plane_size : nullptr;
-    if (plane) std::memset(plane, 0, plan.plane_size * sizeof(A));
+      make_plane<A>(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(), synthesized, A(-1),
+                    residual.get(), nullptr, false);
+    if (grad_plane) std::memset(grad_plane, 0, plan.plane_size * sizeof(A));
     const int64_t table = unit.group * plan.table_size();
-    return PackedBackwardAnalysis<A>{unit.pixels,
-                                     s.atoms(),
-                                     plan.base.data(),
-                                     plan.patches(),
-                                     s.part(code(k + 1), u),
-                                     s.part(grad_u(k), u),
-                                     residual,
-                                     weight + table,
-                                     wanted.analysis ? dW.of(share) + table : nullptr,
-                                     wanted.theta ? dtheta.of(share) + unit.group * s.atoms() : nullptr,
-                                     nullptr,
-                                     plane};
-  };
-  // The rest of step k, when S_W gu is there: dy, dD, the gradient of z_k on its support.
-  const auto synthesis_of = [&](int64_t k, int64_t u, int64_t share, A* plane, int64_t* used) {
-    const Unit& unit = plan.units[u];
-    make_plane(plan, u, static_cast<const A*>(nullptr), planes[k % 2].get(), A(1), plane,
-               wanted.y ? grad_signal.get() : nullptr, true);
-    const int64_t table = unit.group * plan.table_size();
-    const PackedCodes<A> z = start_of(k), grad_z = (separate ? z_gradients[k % 2] : gradients[(k + 1) % 2]).on(z);
-    return PackedBackwardSynthesis<A>{unit.pixels,
-                                      s.atoms(),
-                                      plan.base.data(),
-                                      plan.patches(),
-                                      s.part(z, u),
-                                      s.part(grad_u(k), u),
-                                      plane,
-                                      weights.dictionary.get() + table,
-                                      wanted.dictionary ? sums.dictionary.of(share) + table : nullptr,
-                                      weights.negative_taps.get() + unit.group * s.width() * plan.g.patch(),
-                                      s.part(grad_z, u),
-                                      used};
+    s.kernel.packed_backward_analysis(
+        {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(code(k + 1), u), s.part(grad_u(k), u),
+         residual.get(), weight + table, wanted.analysis ? dW.of(share) + table : nullptr,
+         wanted.theta ? dtheta.of(share) + unit.group * s.atoms() : nullptr, nullptr, grad_plane},
+        scratch);
   };
   // The gradient of x0, everywhere, for no threshold made it: it is z_0, and has the part -w in z_1.
   const auto add_grad_x0 = [&](int64_t k, int64_t u, A* plane, char* scratch) {
@@ -455,43 +440,63 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
                       k == 0 && extrapolated, data<T>(wanted.of_x0) + p.code_from(), scratch);
   };
 
+  // The rest of step k, from the unit's S_W gu on: dy, dD, the gradient of z_k on its support, and from it that of x_k.
+  // used and moved count the values of both.
+  const auto end_step = [&](int64_t k, int64_t u, int64_t share, const A* grad_plane, int64_t* used, int64_t* moved,
+                            char* scratch) {
+    const Unit& unit = plan.units[u];
+    const Buffer<A> plane(wanted.x0 ? plan.analysis_planes() : plan.plane_size);
+    make_plane<A>(plan, u, nullptr, grad_plane, A(1), plane.get(), wanted.y ? grad_y.get() : nullptr, true);
+    const int64_t table = unit.group * plan.table_size();
+    const PackedCodes<A> z = start_of(k), grad_z = (separate ? z_gradients[k % 2] : gradients[(k + 1) % 2]).on(z);
+    if (k > 0 || (p.x0 && wanted.dictionary))
+      s.kernel.packed_backward_synthesis(
+          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u(k), u), plane.get(),
+           weights.dictionary.get() + table, wanted.dictionary ? sums.dictionary.of(share) + table : nullptr,
+           weights.negative_taps.get() + unit.group * s.width() * plan.g.patch(), s.part(grad_z, u), used},
+          scratch);
+    add_grad_x0(k, u, plane.get(), scratch);
+    if (k == 0 || !separate) return;
+    // z_j = (1 + w) x_j - w x_{j-1}: x_j has its part in z_j and in z_{j+1}.
+    const A w = weight_of_momentum(k), w_after = k < last ? weight_of_momentum(k + 1) : A(0);
+    const PackedCodes<A> after = w_after != 0 ? z_gradients[(k + 1) % 2].on(start_of(k + 1)) : PackedCodes<A>{};
+    s.combine(u, 1 + w, grad_z, -w_after, after, code(k).masks, gradients[(k + 1) % 2].codes(), moved, scratch);
+  };
+
   for (int64_t k = last; k >= 0; --k) {
     const bool extrapolates = p.extrapolates(k);
     const PackedCodes<A> z = start_of(k);
     const bool recompute = wanted.analysis && !p.keeps_residuals() && z.masks;
-    if (extrapolates || recompute) {
-      const A w = weight_of_momentum(k);
-      int64_t* const used = extrapolates ? extrapolated[k % 3].restart() : nullptr;
-      s.for_each([&](int64_t u, char* scratch) {
-        if (extrapolates) s.combine(u, 1 + w, code(k), -w, code(k - 1), nullptr, z, used, scratch);
-        if (recompute) s.synthesize(u, z, weights.dictionary.get(), code_planes.get(), scratch);
-      });
-    }
+    const A w = weight_of_momentum(k);
+    int64_t* const extrapolated_used = extrapolates ? extrapolated[k % 3].restart() : nullptr;
+    const auto prepare = [&](int64_t u, A* synthesized, char* scratch) {
+      if (extrapolates) s.combine(u, 1 + w, code(k), -w, code(k - 1), nullptr, z, extrapolated_used, scratch);
+      if (recompute) s.synthesize(u, z, weights.dictionary.get(), synthesized, scratch);
+    };
+    if (!together && (extrapolates || recompute))
+      s.for_each([&](int64_t u, char* scratch) { prepare(u, s.plane(code_planes, u), scratch); });
     if (!keep && p.weight_of(k) != packed_weight) {
       packed_weight = p.weight_of(k);
       packed = BackwardWeights<T>::table(p, s, packed_weight);
     }
     const A* const weight = keep ? weights.analysis[p.weight_of(k)].get() : packed.get();
-    int64_t* const used = k < last ? (separate ? z_gradients[(k + 1) % 2] : gradients[k % 2]).restart() : nullptr;
-    int64_t* const moved = k < last && separate ? gradients[k % 2].restart() : nullptr;
+    const bool goes_on = k > 0 || p.x0 || wanted.y;
+    const int64_t ended = together ? k : k + 1;  // the step that ends here
+    int64_t* const used =
+        ended <= last ? (separate ? z_gradients[ended % 2] : gradients[(ended + 1) % 2]).restart() : nullptr;
+    int64_t* const moved = ended <= last && separate ? gradients[(ended + 1) % 2].restart() : nullptr;
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
       const int64_t share = group + part;
-      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0), plane(k == last   ? 0
-                                                                             : wanted.x0 ? plan.analysis_planes()
-                                                                                         : plan.plane_size);
-      const PackedBackwardAnalysis<A> begin = analysis_of(k, u, share, weight, recompute, residual.get());
-      if (k == last) return s.kernel.packed_backward_analysis(begin, scratch);
-      const PackedBackwardSynthesis<A> end = synthesis_of(k + 1, u, share, plane.get(), used);
-      s.kernel.packed_backward_synthesis(end, scratch);
-      if (separate) {
-        add_grad_x0(k + 1, u, plane.get(), scratch);
-        // z_j = (1 + w) x_j - w x_{j-1}: x_j has its part in z_j and in z_{j+1}.
-        const A w = weight_of_momentum(k + 1), w_after = k + 2 <= last ? weight_of_momentum(k + 2) : A(0);
-        const PackedCodes<A> grad_z = z_gradients[(k + 1) % 2].on(start_of(k + 1));
-        const PackedCodes<A> after = w_after != 0 ? z_gradients[k % 2].on(start_of(k + 2)) : PackedCodes<A>{};
-        s.combine(u, 1 + w, grad_z, -w_after, after, code(k + 1).masks, gradients[k % 2].codes(), moved, scratch);
+      if (!together) {
+        if (ended <= last) end_step(ended, u, share, s.plane(planes[ended % 2], u), used, moved, scratch);
+        return begin_step(k, u, share, weight, recompute ? s.plane(code_planes, u) : nullptr,
+                          goes_on || wanted.analysis ? s.plane(planes[k % 2], u) : nullptr, scratch);
       }
-      s.kernel.packed_backward_analysis(begin, scratch);
+      const Buffer<A> synthesized(recompute ? plan.plane_size : 0), plane(plan.plane_size);
+      prepare(u, synthesized.get(), scratch);
+      begin_step(k, u, share, weight, recompute ? synthesized.get() : nullptr,
+                 goes_on || wanted.analysis ? plane.get() : nullptr, scratch);
+      if (goes_on) end_step(k, u, share, plane.get(), used, moved, scratch);
     });
     if (keep) continue;
     sums.add_analysis(plan, s.kernel.lanes, 0, p.weight_of(k), wanted);
@@ -499,18 +504,14 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
     sums.add_theta(0, k, wanted);
     sums.theta[0].clear();
   }
-  if (p.x0 || wanted.y) {
+  if (!together && (p.x0 || wanted.y)) {
     int64_t* const used = (separate ? z_gradients[0] : gradients[1]).restart();
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
-      const int64_t share = group + part;
-      const Buffer<A> plane(wanted.x0 ? plan.analysis_planes() : plan.plane_size);
-      const PackedBackwardSynthesis<A> end = synthesis_of(0, u, share, plane.get(), used);
-      if (p.x0 && wanted.dictionary) s.kernel.packed_backward_synthesis(end, scratch);
-      add_grad_x0(0, u, plane.get(), scratch);
+      end_step(0, u, group + part, s.plane(planes[0], u), used, nullptr, scratch);
     });
   }
   if (!keep) sums.add_dictionary(plan, s.kernel.lanes, wanted);
-  if (wanted.y) from_compact(plan, grad_signal.get(), data<T>(wanted.of_y) + p.signal_from());
+  if (wanted.y) grad_y.finish(plan);
   return true;
 }
 

@@ -31,7 +31,7 @@ int64_t pixels_of_unit(const Geometry& g) {
 
 // Whether there are few enough images, and large enough ones, to cut them into strips.
 bool cuts_images(const Geometry& g) {
-  return g.batch * g.groups < most_units && g.code_pixels() >= 2 * pixels_of_unit(g);
+  return g.batch * g.groups < slice_units && g.code_pixels() >= 2 * pixels_of_unit(g);
 }
 
 int64_t images_for_pixels(const Geometry& g) {
@@ -211,6 +211,8 @@ void Plan::make_units(bool whole) {
       }
 }
 
+namespace {
+
 // Calls body(place in the image's planes, place in its compact form) for every value of an image, in squares, so that
 // neither side's cache lines are given up before they are used: one goes along rows of pixels, the other down columns.
 template <typename Body>
@@ -229,6 +231,18 @@ void for_each_value(int64_t channels, int64_t h, int64_t w, const Body& body) {
       }
 }
 
+// Whether the compact form of each image, and of each group in it, takes the same memory as the image itself.
+template <typename T>
+bool in_place(const Plan& plan) {
+  return std::is_same_v<T, accumulate_t<T>> && (plan.g.groups == 1 || plan.g.batch == 1);
+}
+
+// Whether it is also the same there: [channel][row][column] is [column][row][channel].
+template <typename T>
+bool is_compact(const Plan& plan) {
+  return in_place<T>(plan) && (plan.g.group_signal_channels() > 1) + (plan.g.signal_h > 1) + (plan.g.signal_w > 1) <= 1;
+}
+
 template <typename T>
 void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact) {
   const Geometry& g = plan.g;
@@ -243,21 +257,24 @@ void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact) {
   });
 }
 
+// The compact form may stand in the signal's own memory.
 template <typename T>
 void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal) {
+  using A = accumulate_t<T>;
   const Geometry& g = plan.g;
   const int64_t channels = g.group_signal_channels(), h = g.signal_h, w = g.signal_w;
+  const bool own = static_cast<const void*>(compact) == signal;
   parallel(g.groups * g.batch, grain_of(channels * h * w), [&](int64_t begin, int64_t end) {
+    const Buffer<A> copy(own ? channels * h * w : 0);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / g.batch, n = i % g.batch;
       T* const out = signal + (n * g.signal_channels + group * channels) * h * w;
-      const accumulate_t<T>* const in = compact + i * channels * h * w;
+      const A* in = compact + i * channels * h * w;
+      if (own) in = static_cast<A*>(std::memcpy(copy.get(), in, channels * h * w * sizeof(A)));
       for_each_value(channels, h, w, [&](int64_t plain, int64_t compacted) { out[plain] = store<T>(in[compacted]); });
     }
   });
 }
-
-namespace {
 
 // [group][range][tile of atoms], of `each` weights of an atom for each of `size` things that are cut into ranges:
 // write(out, group, from, to, first, last) writes those of [from, to) for the atoms [first, last).
@@ -350,6 +367,34 @@ Buffer<accumulate_t<T>> pixel_pairs(const Plan& plan, const Taps<T>& taps, std::
 }  // namespace
 
 template <typename T>
+Compact<T>::Compact(const Plan& plan, const T* signal) {
+  if constexpr (std::is_same_v<T, A>)
+    if (is_compact<T>(plan)) {
+      values_ = signal;
+      return;
+    }
+  copy_ = Buffer<A>(plan.g.signal_size());
+  to_compact(plan, signal, copy_.get());
+  values_ = copy_.get();
+}
+
+template <typename T>
+CompactSum<T>::CompactSum(const Plan& plan, T* signal) : signal_(signal) {
+  if constexpr (std::is_same_v<T, A>)
+    if (in_place<T>(plan)) values_ = signal;
+  if (!values_) {
+    copy_ = Buffer<A>(plan.g.signal_size());
+    values_ = copy_.get();
+  }
+  std::memset(values_, 0, plan.g.signal_size() * sizeof(A));
+}
+
+template <typename T>
+void CompactSum<T>::finish(const Plan& plan) const {
+  if (!is_compact<T>(plan)) from_compact(plan, values_, signal_);
+}
+
+template <typename T>
 Buffer<accumulate_t<T>> tap_weight(const Plan& plan, const T* weight, accumulate_t<T> scale) {
   using A = accumulate_t<T>;
   const Taps<T> taps{plan, weight, scale};
@@ -407,7 +452,7 @@ Buffer<accumulate_t<T>> atom_table(const Plan& plan, const T* weight) {
 }
 
 template <typename A>
-void make_plane(const Plan& plan, int64_t index, const A* source, const A* planes, A sign, A* out, A* own, bool add) {
+void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane, A sign, A* out, A* own, bool add) {
   const Geometry& g = plan.g;
   const Unit& unit = plan.units[index];
   const int64_t channels = g.group_signal_channels(), compact_column = g.signal_h * channels;
@@ -415,7 +460,7 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
   const int64_t from = std::clamp<int64_t>(-top, 0, plan.plane_h);
   const int64_t to = std::clamp<int64_t>(g.signal_h - top, from, plan.plane_h);
   std::vector<PlanePart<A>> parts;  // of the strips of the image whose planes meet this one
-  if (planes) {
+  if (plane) {
     int64_t first = index, last = index;
     while (first > index - unit.strip && plan.units[first - 1].row + plan.plane_h > unit.row) --first;
     while (last < index - unit.strip + unit.strips - 1 && plan.units[last + 1].row < unit.row + plan.plane_h) ++last;
@@ -423,7 +468,8 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
       const int64_t shift = plan.units[other].row - unit.row;  // its first row, seen from this plane
       const int64_t begin = std::max(from, shift), end = std::min(to, shift + plan.plane_h);
       if (begin < end)
-        parts.push_back({planes + other * plan.plane_size - shift * channels, begin * channels, end * channels});
+        parts.push_back(
+            {plane + (other - index) * plan.plane_size - shift * channels, begin * channels, end * channels});
     }
   }
   const int64_t compact = ((unit.group * g.batch + unit.image) * g.signal_w * g.signal_h + top) * channels;
@@ -435,8 +481,8 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
 }
 
 #define DSC_INSTANTIATE(T)                                                             \
-  template void to_compact(const Plan&, const T*, accumulate_t<T>*);                   \
-  template void from_compact(const Plan&, const accumulate_t<T>*, T*);                 \
+  template class Compact<T>;                                                           \
+  template class CompactSum<T>;                                                        \
   template class AnalysisWeight<T>;                                                    \
   template Buffer<accumulate_t<T>> tap_weight(const Plan&, const T*, accumulate_t<T>); \
   template Buffer<accumulate_t<T>> atom_table(const Plan&, const T*);

@@ -69,6 +69,8 @@ class Plan {
             copies_};
   }
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
+  // Whether units are whole images: then none meets the plane of another.
+  bool of_whole_images() const { return units.empty() || units.front().strips == 1; }
   // Where the unit's pixels begin among all pixels of all groups.
   int64_t pixel(const Unit& unit) const { return unit.group * group_pixels + unit.first; }
   int64_t table_size() const { return g.group_code_channels() * stride; }
@@ -91,11 +93,35 @@ int64_t images_of_slice(const Geometry& geometry);
 // How many make up a unit where units are whole images, of which there are enough for threads; else 0.
 int64_t images_of_unit(const Geometry& geometry);
 
-// A compact copy of signals (N, C, *), and back.
+// Signals (N, C, *) in compact form: they themselves where they have it, else a copy. The signals have to outlive it.
 template <typename T>
-void to_compact(const Plan& plan, const T* signal, accumulate_t<T>* compact);
+class Compact {
+ public:
+  using A = accumulate_t<T>;
+  Compact() = default;
+  Compact(const Plan& plan, const T* signal);
+  const A* get() const { return values_; }
+
+ private:
+  Buffer<A> copy_{0};
+  const A* values_ = nullptr;
+};
+
+// Signals (N, C, *) that are collected in compact form, from zero: finish() brings them to their places.
 template <typename T>
-void from_compact(const Plan& plan, const accumulate_t<T>* compact, T* signal);
+class CompactSum {
+ public:
+  using A = accumulate_t<T>;
+  CompactSum() = default;
+  CompactSum(const Plan& plan, T* signal);
+  A* get() const { return values_; }
+  void finish(const Plan& plan) const;
+
+ private:
+  Buffer<A> copy_{0};
+  A* values_ = nullptr;
+  T* signal_ = nullptr;
+};
 
 // A weight (M, C/groups, *kernel) tap by tap, as the analysis kernels read it, and as a table of atoms; all groups.
 // Scale is 1 or -1.
@@ -126,8 +152,9 @@ class AnalysisWeight {
 };
 
 // out, a unit's plane, = source - sum of the planes of all units that overlap it (sign -1), or their sum (sign 1,
-// source null); planes null for none. The unit's own rows also go to `own` (compact, or null): written, or added to it.
+// source null); plane is the unit's own, beside which the others stand, or null for none. The unit's own rows also go
+// to `own` (compact, or null): written, or added to it.
 template <typename A>
-void make_plane(const Plan& plan, int64_t unit, const A* source, const A* planes, A sign, A* out, A* own, bool add);
+void make_plane(const Plan& plan, int64_t unit, const A* source, const A* plane, A sign, A* out, A* own, bool add);
 
 }  // namespace dsc::cpu

@@ -169,7 +169,8 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
 
 // --- backward -------------------------------------------------------------------------------------------------------
 
-// Adds to each pixel's patch of `sums` the sum of g * atom, and to the gradient of each atom g * patch.
+// Adds to each pixel's patch of `sums` the sum of g * atom, to the gradient of each atom g * patch, and to its place in
+// signed_sums, where they are given, sign(code) * g.
 template <typename A>
 struct SumAtomsAndGradient {
   const LaneMask<A>* masks;
@@ -177,6 +178,8 @@ struct SumAtomsAndGradient {
   const uint8_t* support;
   int64_t bytes;
   const A* values;
+  const A* codes;
+  A* signed_sums;
   const A* table;
   A* gradient;
   Block<const A> patches;
@@ -185,10 +188,17 @@ struct SumAtomsAndGradient {
 
   template <int vectors>
   DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+    const bool with_signs = signed_sums && first == 0;
+    with_signs ? add<vectors, true>(offset, first) : add<vectors, false>(offset, first);
+  }
+
+  template <int vectors, bool with_signs>
+  __attribute__((noinline)) void add(int64_t offset, int64_t first) const {
     using V = Lanes<A>;
-    const A* const chunk = table + offset;
-    A* const gradient_chunk = gradient + offset;
-    const A* value = values;
+    const V* const atoms = reinterpret_cast<const V*>(table + offset);
+    V* const gradients = reinterpret_cast<V*>(gradient + offset);
+    A* const signs = signed_sums;
+    const A *value = values, *code = codes;
     const uint8_t* mask = support;
     for (int64_t p = 0; p < pixels; ++p, mask += bytes) {
       if (!any_nonzero(mask, bytes)) continue;
@@ -197,13 +207,14 @@ struct SumAtomsAndGradient {
       for (int v = 0; v < vectors; ++v)
         patch[v] = *reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]);
       for_each_nonzero(mask, bytes, [&](int64_t atom) {
-        const V* const row = reinterpret_cast<const V*>(chunk + atom * (vectors * Vector<A>::lanes));
-        V* const out = reinterpret_cast<V*>(gradient_chunk + atom * (vectors * Vector<A>::lanes));
+        const V* const row = atoms + atom * vectors;
+        V* const out = gradients + atom * vectors;
+        if (with_signs) add_signed(code++, value, signs + atom);
         const A scale = *value++;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
           sum[v] += scale * row[v];
-          out[v] += scale * patch[v];
+          out[v] = in_register<A>(out[v]) + scale * patch[v];
         }
       });
       A* const target = sums.memory + sums.base[p];
@@ -350,7 +361,9 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
       continue;
     }
 #endif
-    if (p.grad_theta) add_sums_by_atom(support, bytes, pixels, count, p.atoms, x, grad, work, p.grad_theta);
+    const bool together = p.plane && p.gradient && !p.patches.by_atoms && !p.patches.slides;
+    if (p.grad_theta && !together)
+      add_sums_by_atom(support, bytes, pixels, count, p.atoms, x, grad, work, p.grad_theta);
 #if defined(__AVX512F__)
     if (p.patches.slides) {
       if (p.plane || p.gradient)
@@ -359,12 +372,15 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
       continue;
     }
 #endif
-    const bool together = p.plane && p.gradient && !p.patches.by_atoms;
     if (together) {
+      A* const signed_sums = p.grad_theta ? work.rows : nullptr;
+      for (int64_t m = 0; signed_sums && m < p.atoms; ++m) signed_sums[m] = A(0);
       const Block<A> sums = products_for(p.patches, p.plane, base, pixels, work);
-      for_each_chunk<A>(p.patches, p.atoms,
-                        SumAtomsAndGradient<A>{work.masks, p.patches.vector, support, bytes, grad, p.table, p.gradient,
-                                               patches_of(p.patches, p.residual, base, pixels, work), sums, pixels});
+      for_each_chunk<A>(
+          p.patches, p.atoms,
+          SumAtomsAndGradient<A>{work.masks, p.patches.vector, support, bytes, grad, x, signed_sums, p.table,
+                                 p.gradient, patches_of(p.patches, p.residual, base, pixels, work), sums, pixels});
+      for (int64_t m = 0; signed_sums && m < p.atoms; ++m) p.grad_theta[m] -= signed_sums[m];
       add_products(p.patches, p.plane, base, pixels, work);
     } else if (p.plane) {
       add_block(p.patches, support, bytes, grad, count, p.table, p.plane, base, pixels, p.atoms, work);
@@ -405,12 +421,12 @@ struct DotAtoms {
   int64_t pixels;
 
   template <int vectors>
-  DSC_HOST_DEVICE void run(int64_t offset, int64_t first) const {
+  __attribute__((noinline)) void run(int64_t offset, int64_t first) const {
     using V = Lanes<A>;
-    const A* const chunk = table + offset;
-    A* const gradient_chunk = gradient + offset;
+    const V* const atoms = reinterpret_cast<const V*>(table + offset);
+    V* const gradients = reinterpret_cast<V*>(gradient + offset);
     const A* value = values;
-    A* grad_value = grad;
+    A* out = grad;
     const uint8_t* mask = support;
     for (int64_t p = 0; p < pixels; ++p, mask += bytes) {
       if (!any_nonzero(mask, bytes)) continue;
@@ -419,18 +435,17 @@ struct DotAtoms {
       for (int v = 0; v < vectors; ++v)
         patch[v] = masked<A>(*reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]),
                              masks[first + v]);
-      for_each_nonzero(mask, bytes, [&](int64_t atom) {
-        const V* const row = reinterpret_cast<const V*>(chunk + atom * (vectors * Vector<A>::lanes));
-        V dot = patch[0] * row[0];
+      add_dots_of_nonzeros<A>(mask, bytes, out, [&](int64_t atom, V& dot) __attribute__((always_inline)) {
+        const V* const row = atoms + atom * vectors;
+        dot = -patch[0] * row[0];
 #pragma GCC unroll 8
-        for (int v = 1; v < vectors; ++v) dot += patch[v] * row[v];
+        for (int v = 1; v < vectors; ++v) dot -= patch[v] * row[v];
         if (with_gradient) {
-          V* const out = reinterpret_cast<V*>(gradient_chunk + atom * (vectors * Vector<A>::lanes));
+          V* const sums = gradients + atom * vectors;
           const A scale = *value++;
 #pragma GCC unroll 8
-          for (int v = 0; v < vectors; ++v) out[v] -= scale * patch[v];
+          for (int v = 0; v < vectors; ++v) sums[v] = in_register<A>(sums[v]) - scale * patch[v];
         }
-        *grad_value++ -= sum_of_lanes<A>(dot);
       });
     }
   }
@@ -661,7 +676,12 @@ void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     A* out = work.values;
-    if (p.on) {
+    const T* const row = p.dense + (p.first + first) * p.image_size;  // atoms of a pixel side by side, if it is alone
+    if (p.on && p.image_pixels == 1) {
+      for (int64_t t = 0; t < pixels; ++t)
+        for_each_nonzero(p.on + (first + t) * bytes, bytes,
+                         [&](int64_t atom) { *out++ = load(row[t * p.image_size + atom]); });
+    } else if (p.on) {
       for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
         for (int64_t i = 0; i < run; i += line) {
           const int64_t some = run - i < line ? run - i : line;
@@ -672,9 +692,12 @@ void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
       for_each_run(p.first + first, pixels, p.image_pixels, p.image_size, [&](int64_t t, int64_t run, int64_t offset) {
         for (int64_t i = t; i < t + run; ++i)
           for (int64_t m = p.atoms; m < width; ++m) work.rows[i * width + m] = A(0);
-        for (int64_t m = 0; m < p.atoms; ++m)
-          for (int64_t i = 0; i < run; ++i)
-            work.rows[(t + i) * width + m] = load(p.dense[offset + m * p.image_pixels + i]);
+        if (p.image_pixels == 1)
+          for (int64_t m = 0; m < p.atoms; ++m) work.rows[t * width + m] = load(row[t * p.image_size + m]);
+        else
+          for (int64_t m = 0; m < p.atoms; ++m)
+            for (int64_t i = 0; i < run; ++i)
+              work.rows[(t + i) * width + m] = load(p.dense[offset + m * p.image_pixels + i]);
       });
       for (int64_t t = 0; t < pixels; ++t) {
         Packer<A> packer(p.codes.masks + (first + t) * bytes, bytes, width, out);

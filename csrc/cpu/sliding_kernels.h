@@ -110,16 +110,6 @@ DSC_HOST_DEVICE void with_window(const Patches& patches, const F& f) {
   }
 }
 
-// sum += sign(x) g. A sign is changed in a vector register: the way to the others takes as long as a store.
-DSC_HOST_DEVICE void add_signed(const float* x, const float* g, float* sum) {
-  const __m128 sign = _mm_and_ps(_mm_load_ss(x), _mm_set_ss(-0.0f));
-  _mm_store_ss(sum, _mm_add_ss(_mm_load_ss(sum), _mm_xor_ps(_mm_load_ss(g), sign)));
-}
-DSC_HOST_DEVICE void add_signed(const double* x, const double* g, double* sum) {
-  const __m128d sign = _mm_and_pd(_mm_load_sd(x), _mm_set_sd(-0.0));
-  _mm_store_sd(sum, _mm_add_sd(_mm_load_sd(sum), _mm_xor_pd(_mm_load_sd(g), sign)));
-}
-
 // plane += the sum over a block's non-zeros of value * atom; gradient of each atom += value * patch of the residual;
 // signed_sums of each atom += sign(code) * value. Plane or gradient may be null; the last is null beside a null.
 template <typename A>
@@ -248,49 +238,18 @@ struct SlideDots {
         for (int64_t i = fresh; i > 0; --i, in += step) patch.push(slide, in);
         Picker<A> picker{mask, out};
         move_pixel(reader, picker, mask_size, atom_vectors);
-        for (int64_t b = 0; b < mask_size; b += 8) {
-          uint64_t word;
-          memcpy(&word, mask + b, 8);
-          const auto next = [&](V& dot) {
-            const int64_t atom = 8 * b + __builtin_ctzll(word);
-            word &= word - 1;
-            const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
-            dot = -patch.v[0] * row[0];
+        add_dots_of_nonzeros<A>(mask, mask_size, out, [&](int64_t atom, V& dot) __attribute__((always_inline)) {
+          const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
+          dot = -patch.v[0] * row[0];
 #pragma GCC unroll 16
-            for (int v = 1; v < vectors; ++v) dot -= patch.v[v] * row[v];
-            if (with_gradient) {
-              V* const sums = reinterpret_cast<V*>(gradients) + atom * vectors;
-              const A scale = *value++;
+          for (int v = 1; v < vectors; ++v) dot -= patch.v[v] * row[v];
+          if (with_gradient) {
+            V* const sums = reinterpret_cast<V*>(gradients) + atom * vectors;
+            const A scale = *value++;
 #pragma GCC unroll 16
-              for (int v = 0; v < vectors; ++v) sums[v] -= scale * patch.v[v];
-            }
-          };
-          // Four at a time, whose lanes are summed together.
-          int64_t left = __builtin_popcountll(word);
-          for (; left >= 4; left -= 4, out += 4) {
-            V dots[4];
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) next(dots[i]);
-            add_four_sums<A>(dots, out);
+            for (int v = 0; v < vectors; ++v) sums[v] -= scale * patch.v[v];
           }
-          if (left == 1) {
-            V dot;
-            next(dot);
-            *out += sum_of_lanes<A>(dot);
-          } else if (left == 2) {
-            V dots[4] = {};
-            next(dots[0]);
-            next(dots[1]);
-            add_four_sums<A>(dots, out);
-          } else if (left == 3) {
-            V dots[4] = {};
-            next(dots[0]);
-            next(dots[1]);
-            next(dots[2]);
-            add_four_sums<A>(dots, out);
-          }
-          out += left;
-        }
+        });
       }
     }
   }

@@ -94,6 +94,7 @@ struct Units {
   int64_t width() const { return padded(atoms(), std::max<int64_t>(kernel.lanes, 8)); }
   Codes part(const Codes& codes, int64_t u) const { return part_of(codes, plan, plan.units[u]); }
   Buffer<A> planes() const { return Buffer<A>(count() * plan.plane_size); }
+  A* plane(const Buffer<A>& planes, int64_t u) const { return planes.get() + u * plan.plane_size; }
 
   // Runs body(unit, scratch) for all units, in parallel.
   template <typename Body>
@@ -123,13 +124,6 @@ struct Units {
         for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u)
           body(u, share, scratch.get());
     });
-  }
-
-  // A signal (N, C, *), compact.
-  Buffer<A> compact(const T* signal) const {
-    Buffer<A> values(plan.g.signal_size());
-    to_compact(plan, signal, values.get());
-    return values;
   }
 
   // values[channel * stride] of all code channels, each group filled up to the width with zeros.
@@ -166,10 +160,9 @@ struct Units {
     kernel.packed_combine({unit.pixels, atoms(), a, part(x, u), b, part(y, u), on, part(result, u), used}, scratch);
   }
 
-  // planes[u] = S of the unit's codes
-  void synthesize(int64_t u, const Codes& codes, const A* table, A* planes, char* scratch) const {
+  // plane = S of the unit's codes
+  void synthesize(int64_t u, const Codes& codes, const A* table, A* plane, char* scratch) const {
     const Unit& unit = plan.units[u];
-    A* const plane = planes + u * plan.plane_size;
     std::memset(plane, 0, plan.plane_size * sizeof(A));
     kernel.packed_synthesis({unit.pixels, atoms(), plan.base.data(), plan.patches(), part(codes, u),
                              table + unit.group * plan.table_size(), plane},

@@ -301,6 +301,73 @@ DSC_HOST_DEVICE void add_four_sums<float>(const Lanes<float> (&v)[4], float* sum
 }
 #endif
 
+// Keeps the compiler from reading a vector again for each of its uses.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> in_register(Lanes<A> v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
+// sum += sign(x) g. A sign is changed in a vector register: the way to the others takes as long as a store.
+#if defined(__AVX2__)
+DSC_HOST_DEVICE void add_signed(const float* x, const float* g, float* sum) {
+  const __m128 sign = _mm_and_ps(_mm_load_ss(x), _mm_set_ss(-0.0f));
+  _mm_store_ss(sum, _mm_add_ss(_mm_load_ss(sum), _mm_xor_ps(_mm_load_ss(g), sign)));
+}
+DSC_HOST_DEVICE void add_signed(const double* x, const double* g, double* sum) {
+  const __m128d sign = _mm_and_pd(_mm_load_sd(x), _mm_set_sd(-0.0));
+  _mm_store_sd(sum, _mm_add_sd(_mm_load_sd(sum), _mm_xor_pd(_mm_load_sd(g), sign)));
+}
+#else
+template <typename A>
+DSC_HOST_DEVICE void add_signed(const A* x, const A* g, A* sum) {
+  *sum += __builtin_signbit(*x) ? -*g : *g;
+}
+#endif
+
+// out[i] += the sum of the lanes that multiply(atom, lanes) gives for each set bit of a pixel's mask: four at a time,
+// whose lanes are summed together. Moves out on to the next pixel's.
+template <typename A, typename Multiply>
+DSC_HOST_DEVICE void add_dots_of_nonzeros(const uint8_t* mask, int64_t bytes, A*& out, const Multiply& multiply) {
+  for (int64_t b = 0; b < bytes; b += 8) {
+    uint64_t word;
+    memcpy(&word, mask + b, 8);
+    const auto next = [&](Lanes<A>& dot) __attribute__((always_inline)) {
+      const int64_t atom = 8 * b + __builtin_ctzll(word);
+      word &= word - 1;
+      multiply(atom, dot);
+    };
+    int64_t left = __builtin_popcountll(word);
+    for (; left >= 4; left -= 4, out += 4) {
+      Lanes<A> dots[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) next(dots[i]);
+      add_four_sums<A>(dots, out);
+    }
+    if (left == 1) {
+      Lanes<A> last;
+      next(last);
+      *out += sum_of_lanes<A>(last);
+    } else if (left == 2) {
+      Lanes<A> dots[4] = {};
+      next(dots[0]);
+      next(dots[1]);
+      add_four_sums<A>(dots, out);
+    } else if (left == 3) {
+      Lanes<A> dots[4] = {};
+      next(dots[0]);
+      next(dots[1]);
+      next(dots[2]);
+      add_four_sums<A>(dots, out);
+    }
+    out += left;
+  }
+}
+
 // turned[m][t] = in[t * stride + m], 8 x 8.
 template <typename A>
 DSC_HOST_DEVICE void turn(const A* in, int64_t stride, A (&turned)[8][8]) {

@@ -273,18 +273,19 @@ class LISTALinear(_Unrolled):
         y = check.tensor("LISTALinear", "y", y)
         if y.dim() < 1 or y.shape[-1] != self.in_features:
             raise ValueError(f"LISTALinear: y has shape {tuple(y.shape)}, it takes (*, {self.in_features})")
-        # One signal whose pixels are the samples, under kernels of one pixel; an empty batch is no signal instead.
+        # Signals of one pixel under kernels of one pixel. On a GPU, whose kernels take pixels eight at a time: one signal
+        # whose pixels are the samples, unless there are none.
         rows = y.reshape(-1, self.in_features)
-        empty = rows.shape[0] == 0
+        across = rows.is_cuda and rows.shape[0] > 0
         codes = functional.lista(
-            rows.unsqueeze(-1) if empty else rows.t().unsqueeze(0),
+            rows.t().unsqueeze(0) if across else rows.unsqueeze(-1),
             self.dictionary.unsqueeze(-1),
             self.analysis.unsqueeze(-1),
             self.theta,
             iterations=self.iterations,
             one_sided=self.one_sided,
         )
-        codes = codes.squeeze(-1) if empty else codes.squeeze(0).t()
+        codes = codes.squeeze(0).t() if across else codes.squeeze(-1)
         return codes.reshape(*y.shape[:-1], self.code_features).contiguous()
 
     def decode(self, codes: Tensor) -> Tensor:
