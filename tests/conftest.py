@@ -16,6 +16,11 @@ import dsc_ops
 from dsc_ops import _C
 
 
+# Files that take minutes, the longest first: what begins last is not to keep one process busy while the others have
+# nothing left to do.
+LONG = ("test_sanitizers", "test_cuda_", "test_packed", "test_example_training")
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption(
         "--device",
@@ -44,8 +49,13 @@ def pytest_configure(config) -> None:
 def pytest_collection_modifyitems(config, items) -> None:
     wanted = _is_of_best_level if config.getoption("--best-level") else _is_of_own_kernels
     left_out = [item for item in items if not wanted(item)]
-    items[:] = [item for item in items if wanted(item)]
+    items[:] = sorted((item for item in items if wanted(item)), key=_begins)
     config.hook.pytest_deselected(items=left_out)
+
+
+def _begins(item) -> int:
+    """The place of a test's file in :data:`LONG`, or after all of them."""
+    return next((i for i, name in enumerate(LONG) if item.path.name.startswith(name)), len(LONG))
 
 
 def _level(item) -> str | None:

@@ -4,8 +4,9 @@
 // on the support of a code alone. A step has two phases: every unit adds S_D z to its plane; then every unit makes the
 // residual of its part of the signal from the planes that meet there, and the next code from it. Backward has one phase
 // a step: every unit makes S_W gu of its part from the planes that meet there, ends step k + 1 with it, and begins step
-// k, which leaves its plane for the next phase. The tape holds x_1 .. x_K, and the residuals where a signal is much
-// smaller than a code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
+// k, which leaves its plane for the next phase. Units of whole images meet no others: they go through a whole step at
+// once, with planes of their thread. The tape holds x_1 .. x_K, and the residuals where a signal is much smaller than a
+// code; elsewhere backward computes them again, which costs as much as the codes have non-zeros.
 //
 // A slice of the batch goes through all steps before the next one starts, so that what lies between the steps takes the
 // memory of a slice, not of the batch, and is still in a cache when it is read. Where there are many images, a slice is

@@ -10,7 +10,8 @@ namespace {
 // Enough units for as many threads, as long as each has so many multiplications to do and so many pixels.
 constexpr int64_t most_units = 32, least_products = int64_t{1} << 21, least_pixels = 2 * block_pixels;
 
-// A slice has so many units of whole images, or twice as many strips: enough for threads, little for memory.
+// So many units of whole images are enough for threads, and little enough for memory: a slice has no more of them, and
+// fewer images than that are cut into strips.
 constexpr int64_t slice_units = 16;
 
 // A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.

@@ -273,8 +273,8 @@ class LISTALinear(_Unrolled):
         y = check.tensor("LISTALinear", "y", y)
         if y.dim() < 1 or y.shape[-1] != self.in_features:
             raise ValueError(f"LISTALinear: y has shape {tuple(y.shape)}, it takes (*, {self.in_features})")
-        # Signals of one pixel under kernels of one pixel. On a GPU, whose kernels take pixels eight at a time: one signal
-        # whose pixels are the samples, unless there are none.
+        # Signals of one pixel under kernels of one pixel. On a GPU, whose kernels take eight pixels of a row at a time,
+        # one signal whose pixels are the samples, unless there are none.
         rows = y.reshape(-1, self.in_features)
         across = rows.is_cuda and rows.shape[0] > 0
         codes = functional.lista(
