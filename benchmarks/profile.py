@@ -46,8 +46,8 @@ TOOLS = {
 KERNELS = {
     "S_D": r"packed_synthesis<|SlideSums<.*true[,.] false[,.] false>",  # perf writes points for its own commas
     "A_W, threshold, pack": r"(packed_analysis(_by)?|analyze_tile)<|sum_columns<",
-    "dW, dtheta, S_W": r"packed_backward_analysis<|SlideSums<",
-    "dD, dx": r"packed_backward_synthesis<|SlideDots<",
+    "dW, dtheta, S_W": r"packed_backward_analysis<|(SumAtomsAndGradient|SlideSums)<",
+    "dD, dx": r"packed_backward_synthesis<|(DotAtoms|SlideDots)<",
     "dense codes in and out": r"packed_(to|from)_dense<",
 }
 REST = "the rest"
