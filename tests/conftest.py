@@ -15,7 +15,6 @@ from cuda_sim_build import cuda_sim, ops  # noqa: F401 (fixtures)
 import dsc_ops
 from dsc_ops import _C
 
-
 # Files that take minutes, the longest first: what begins last is not to keep one process busy while the others have
 # nothing left to do.
 LONG = ("test_sanitizers", "test_cuda_", "test_packed", "test_example_training")
