@@ -20,8 +20,11 @@ def check(name: str, arguments: dict, options: dict, dtype: torch.dtype) -> None
     assert_matches_reference(getattr(functional, name), getattr(reference, name), arguments, options, dtype)
 
 
-# Shapes that divide nothing, planes of more than one run, rows of channels, no channels at all.
-ELEMENTWISE_SHAPES = [(2, 5, 7, 9), (1, 3, 150, 120), (3, 17), (40000, 2), (2, 3, 33), (1, 4, 2, 3, 5), (1, 1, 1, 1)]
+# Shapes that divide nothing, planes of more than one run, rows of channels, also longer than a piece, one of each.
+ELEMENTWISE_SHAPES = [
+    *[(2, 5, 7, 9), (1, 3, 150, 120), (3, 17), (40000, 2), (3, 2500), (2, 1024), (2, 3, 33), (1, 4, 2, 3, 5)],
+    (1, 1, 1, 1),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -63,6 +66,45 @@ def test_shrink_matches_reference(activation, one_sided, dtype, capability):
         theta = torch.rand(shape[1], dtype=torch.float64)
         check("shrink", dict(u=4 * torch.randn(shape), theta=theta), options, dtype)
         check("shrink", dict(u=4 * torch.randn(shape), theta=theta[0]), options, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2, 40, 31), (1, 1, 16390), (2, 1500), (70, 30), (2, 1024)])
+def test_shrink_of_more_than_a_piece(shape, dtype, capability):
+    """Sums of so many terms may cancel: their error is bounded by that of a sum of sizes."""
+    u, theta, grad = (x.to(dtype).double() for x in (2 * torch.randn(shape), torch.rand(shape[1]), torch.randn(shape)))
+    eps = torch.finfo(dtype).eps
+    for activation in ("relu", "mish"):
+        results = []
+        for module, kind in ((functional, dtype), (reference, torch.float64)):
+            leaves = [x.to(kind).requires_grad_() for x in (u, theta)]
+            result = module.shrink(*leaves, activation=activation)
+            results.append([result.detach(), *torch.autograd.grad(result, leaves, grad.to(kind))])
+        (ours, grad_u, grad_theta), (truth, exact_u, exact_theta) = results
+        torch.testing.assert_close(ours.double(), truth, rtol=4 * eps, atol=4 * eps)
+        torch.testing.assert_close(grad_u.double(), exact_u, rtol=8 * eps, atol=8 * eps)
+        sizes = grad.abs().transpose(0, 1).flatten(1).sum(1)
+        assert ((grad_theta.double() - exact_theta).abs() <= 8 * eps * sizes).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_half_precision(dtype, capability):
+    """Computed in float32 and rounded to the nearest even: subnormal numbers, ties, overflow to infinity, NaN."""
+    numbers = torch.arange(-(1 << 15), (1 << 15) + 3).to(torch.int16).view(dtype)
+    for theta in (0.0, 2.0**-24, 0.1, -3000.0):
+        theta = torch.tensor(theta, dtype=dtype)
+        for name in ("soft_threshold", "shrink"):
+            u = numbers.clone().requires_grad_()
+            result = getattr(functional, name)(u, theta)
+            wide = numbers.float().requires_grad_()
+            expected = getattr(reference, name)(wide, theta.float())
+            torch.testing.assert_close(result, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
+            (ours,) = torch.autograd.grad(result, u, numbers)
+            (exact,) = torch.autograd.grad(expected, wide, numbers.float())
+            torch.testing.assert_close(ours, exact.to(dtype), rtol=0, atol=0, equal_nan=True)
+    u = numbers[~numbers.isnan()].requires_grad_()
+    (ours,) = torch.autograd.grad(functional.l1_penalty(u[None], [1.0]), u, torch.tensor(1e-3))
+    assert torch.equal(ours, (1e-3 * u.float().sign()).to(dtype))
 
 
 def layouts(x: torch.Tensor):

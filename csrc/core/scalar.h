@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__F16C__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
 #if defined(__CUDACC__)
 #define DSC_HOST_DEVICE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
@@ -51,6 +55,9 @@ DSC_HOST_DEVICE float load(float x) { return x; }
 DSC_HOST_DEVICE double load(double x) { return x; }
 DSC_HOST_DEVICE float load(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
+#if defined(__F16C__) && !defined(__CUDACC__)
+DSC_HOST_DEVICE float load(float16 x) { return _cvtsh_ss(x.bits); }
+#else
 // Without branches, so that loops over it vectorise: a normal or infinite half needs only its exponent moved, a
 // subnormal one is an integer multiple of 2^-24.
 DSC_HOST_DEVICE float load(float16 x) {
@@ -62,6 +69,7 @@ DSC_HOST_DEVICE float load(float16 x) {
   const uint32_t value = bit_cast<uint32_t>(magnitude < 0x00800000u ? subnormal : normal);
   return bit_cast<float>(value | sign);
 }
+#endif
 
 template <typename T>
 struct Store;
@@ -89,6 +97,9 @@ struct Store<bfloat16> {
 template <>
 struct Store<float16> {
   DSC_HOST_DEVICE static float16 from(float x) {
+#if defined(__F16C__) && !defined(__CUDACC__)
+    return float16{_cvtss_sh(x, 0)};
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -101,6 +112,7 @@ struct Store<float16> {
     const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;  // NaN, else infinity
     const uint32_t value = magnitude >= 0x477ff000u ? large : (magnitude < 0x38800000u ? subnormal : normal);
     return float16{static_cast<uint16_t>(value | sign)};
+#endif
   }
 };
 

@@ -116,16 +116,16 @@ DSC_HOST_DEVICE A shrink(A u, A theta) {
   return one_sided ? R::value(u - theta) : R::value(u - theta) - R::value(-u - theta);
 }
 
+// dT_rho/du and dT_rho/dtheta, which share rho'.
 template <Activation activation, bool one_sided, typename A>
-DSC_HOST_DEVICE A shrink_derivative_u(A u, A theta) {
-  using R = Rho<activation, A>;
-  return one_sided ? R::derivative(u - theta) : R::derivative(u - theta) + R::derivative(-u - theta);
-}
-
-template <Activation activation, bool one_sided, typename A>
-DSC_HOST_DEVICE A shrink_derivative_theta(A u, A theta) {
-  using R = Rho<activation, A>;
-  return one_sided ? -R::derivative(u - theta) : R::derivative(-u - theta) - R::derivative(u - theta);
-}
+struct ShrinkDerivatives {
+  A of_u, of_theta;
+  DSC_HOST_DEVICE ShrinkDerivatives(A u, A theta) {
+    using R = Rho<activation, A>;
+    const A above = R::derivative(u - theta), below = one_sided ? A(0) : R::derivative(-u - theta);
+    of_u = above + below;
+    of_theta = below - above;
+  }
+};
 
 }  // namespace dsc

@@ -71,9 +71,9 @@ struct SoftThreshold {
   T* codes;
 };
 
-// Sums over a task, added up by the caller in the order of the tasks: sums[(task * 2 + which) * width + channel], width
-// being `channels` for rows of channels and 1 for runs inside a plane. which: 0 the gradient of theta, 1 that of the
-// bias.
+// Sums over a task, begun at zero and added up by the caller in the order of the tasks: sums[(task * 2 + which) * width
+// + channel], width being `channels` for rows of channels and 1 for runs inside a plane. which: 0 the gradient of
+// theta, 1 that of the bias.
 template <typename T>
 struct SoftThresholdBackward {
   Layout layout;

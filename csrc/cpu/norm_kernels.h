@@ -17,8 +17,8 @@ struct Terms {
 // totals += the sums over a plane of what f(i) returns; f may write what it has at i.
 template <int count, typename A, typename F>
 DSC_HOST_DEVICE void add_sums(int64_t size, double (&totals)[count], const F& f) {
-  for (int64_t block = 0; block < size; block += sum_block) {
-    const int64_t stop = block + sum_block < size ? block + sum_block : size;
+  for (int64_t block = 0; block < size; block += piece_elements) {
+    const int64_t stop = block + piece_elements < size ? block + piece_elements : size;
     A lanes[count][sum_lanes] = {};
     int64_t i = block;
     for (; i + sum_lanes <= stop; i += sum_lanes) {

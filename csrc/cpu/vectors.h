@@ -58,6 +58,42 @@ struct MaskVector {
 template <typename A>
 using LaneMask = typename MaskVector<A>::type;
 
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> lanes_at(const A* in) {
+  return *reinterpret_cast<const Lanes<A>*>(in);
+}
+
+// out[i] = in[i], between half precision and float.
+template <typename T>
+void widen(const T* in, int64_t size, float* __restrict out) {
+  for (int64_t i = 0; i < size; ++i) out[i] = load(in[i]);
+}
+template <typename T>
+void narrow(const float* in, int64_t size, T* __restrict out) {
+  for (int64_t i = 0; i < size; ++i) out[i] = store<T>(in[i]);
+}
+
+#if defined(__F16C__)
+template <>
+inline void widen(const float16* in, int64_t size, float* __restrict out) {
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(halves));
+  }
+  for (; i < size; ++i) out[i] = load(in[i]);
+}
+template <>
+inline void narrow(const float* in, int64_t size, float16* __restrict out) {
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
+  }
+  for (; i < size; ++i) out[i] = store<float16>(in[i]);
+}
+#endif
+
 // u, or what is nearest to it within [-theta, theta]; theta >= 0. Theta for a NaN, so that u less it is one.
 template <typename A>
 DSC_HOST_DEVICE Lanes<A> clamped(const Lanes<A>& u, const Lanes<A>& theta) {
