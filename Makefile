@@ -47,7 +47,7 @@ help:
 	@echo "make matrix-python  build and try the package with each Python from 3.10 on that is found here"
 	@echo "make clean   remove what was built and installed here, but not runs/"
 	@echo "Options: PYTHON=python3.12 (which Python), TORCH=torch (the newest; default $(TORCH)),"
-	@echo "         ARGS=\"-k lista\" (handed on to demo, test, bench and matrix),"
+	@echo "         ARGS=\"-k lista\" (handed on to demo, test, bench, wheel and matrix),"
 	@echo "         PARALLEL= (the tests in one process; default: files shared out to two)"
 
 demo: $(installed)
@@ -83,7 +83,7 @@ docs: $(installed) $(venv)/docs
 	@echo "The site: build/docs/html/index.html"
 
 wheel: $(installed) $(venv)/wheel
-	$(python) -m tests.shipping.wheel
+	$(python) -m tests.shipping.wheel $(ARGS)
 
 audit: $(if $(WHEEL),$(installed),wheel)
 	$(python) -m tests.shipping.audit $(or $(WHEEL),dist/*.whl)

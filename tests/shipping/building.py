@@ -33,12 +33,16 @@ def make_sdist(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def make_wheel(sdist: Path, folder: Path) -> Path:
-    """The wheel, with build isolation and from the sdist, which is thereby complete; on Linux with a manylinux tag."""
+def make_wheel(sdist: Path, folder: Path, *, isolated: bool = True) -> Path:
+    """The wheel, with build isolation and from the sdist, which is thereby complete; on Linux with a manylinux tag.
+
+    Not isolated: with what is installed here, which saves the minutes that an environment with torch takes.
+    """
     if sys.platform == "linux" and not find_spec("auditwheel"):
         sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
     plain = empty(folder / "plain")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", plain, sdist)
+    options = ["--no-deps", "--wheel-dir", plain, *([] if isolated else ["--no-build-isolation"])]
+    run(sys.executable, "-m", "pip", "wheel", *options, sdist)
     wheel = next(plain.glob("*.whl"))
     if sys.platform != "linux":
         return Path(shutil.move(wheel, folder))

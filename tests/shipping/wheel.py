@@ -14,9 +14,12 @@ def main(arguments: list[str] | None = None) -> None:
         "made, the wheel is built from it with build isolation. auditwheel gives it the manylinux tag of the oldest "
         "machines on which its objects run, and adds no library to it. Older machines: build on one of them.",
     )
-    parser.parse_args(arguments)
+    parser.add_argument(
+        "--no-build-isolation", action="store_true", help="build with the torch that is installed here, in less time"
+    )
+    isolated = not parser.parse_args(arguments).no_build_isolation
     folder = building.empty(building.ROOT / "dist")
-    print(f"The wheel: {building.make_wheel(building.make_sdist(folder), folder)}")
+    print(f"The wheel: {building.make_wheel(building.make_sdist(folder), folder, isolated=isolated)}")
 
 
 if __name__ == "__main__":
