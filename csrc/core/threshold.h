@@ -116,7 +116,19 @@ DSC_HOST_DEVICE A shrink(A u, A theta) {
   return one_sided ? R::value(u - theta) : R::value(u - theta) - R::value(-u - theta);
 }
 
-// dT_rho/du and dT_rho/dtheta, which share rho'.
+template <Activation activation, bool one_sided, typename A>
+DSC_HOST_DEVICE A shrink_derivative_u(A u, A theta) {
+  using R = Rho<activation, A>;
+  return one_sided ? R::derivative(u - theta) : R::derivative(u - theta) + R::derivative(-u - theta);
+}
+
+template <Activation activation, bool one_sided, typename A>
+DSC_HOST_DEVICE A shrink_derivative_theta(A u, A theta) {
+  using R = Rho<activation, A>;
+  return one_sided ? -R::derivative(u - theta) : R::derivative(-u - theta) - R::derivative(u - theta);
+}
+
+// Both at once, which share rho': half the work, in more registers than a kernel on a GPU has to spare.
 template <Activation activation, bool one_sided, typename A>
 struct ShrinkDerivatives {
   A of_u, of_theta;

@@ -117,13 +117,13 @@ struct ShrinkRule {
   }
   template <typename A>
   DSC_HOST_DEVICE A grad_u(A u, A theta, A grad) const {
-    return grad * (one_sided ? ShrinkDerivatives<activation, true, A>(u, theta).of_u
-                             : ShrinkDerivatives<activation, false, A>(u, theta).of_u);
+    return grad * (one_sided ? shrink_derivative_u<activation, true>(u, theta)
+                             : shrink_derivative_u<activation, false>(u, theta));
   }
   template <typename A>
   DSC_HOST_DEVICE A grad_theta(A u, A theta, A grad) const {
-    return grad * (one_sided ? ShrinkDerivatives<activation, true, A>(u, theta).of_theta
-                             : ShrinkDerivatives<activation, false, A>(u, theta).of_theta);
+    return grad * (one_sided ? shrink_derivative_theta<activation, true>(u, theta)
+                             : shrink_derivative_theta<activation, false>(u, theta));
   }
 };
 
