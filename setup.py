@@ -48,6 +48,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 # torch exports copies of a few functions of the C++ library; the linker is to find them in the library itself, before.
 CXX_LIBRARY = ["stdc++"] if sys.platform == "linux" else []
+OBJECTS = Path("build", "objects")  # kept in the checkout: the next build compiles what has changed
 EARLIEST_DATE = 315532800  # 1980, the first year that zip files know; sdists have this date without SOURCE_DATE_EPOCH
 
 
@@ -69,19 +70,27 @@ def decide_cuda(setting: str | None, obstacle: Callable[[], str]) -> bool:
 
 
 def architecture_flags(architectures: str) -> list[str]:
-    """nvcc's flags for a list as TORCH_CUDA_ARCH_LIST has it, "8.0;9.0+PTX"."""
-    flags = []
+    """nvcc's flags for a list as TORCH_CUDA_ARCH_LIST has it, "8.0;9.0+PTX".
+
+    Reading the source takes most of the time, so it is read once for the capabilities before 10.0 and once for those
+    from there on, each time for the oldest, whose PTX is compiled for the others too. Apart from each other they need
+    fewer registers. Capabilities with a letter, as 9.0a, have PTX that is theirs alone.
+    """
+    codes: dict[str, list[str]] = {}
+    listed = []
     for name in re.split(r"[;\s]+", architectures.strip("; \t")):
-        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
         if not match:
             sys.exit(
                 f"dsc_ops: TORCH_CUDA_ARCH_LIST has {name!r}; it takes compute capabilities, as in {ARCHITECTURES}"
             )
-        number = match[1] + match[2]
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if match[3]:
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+        listed.append((int(match[1] + match[2]), match[3], bool(match[4])))
+    for number, letter, ptx in sorted(listed):
+        same = [n for n, other, _ in listed if not other and (n < 100) == (number < 100)]
+        oldest = number if letter else min(same)
+        group = codes.setdefault(f"{oldest}{letter}", [])
+        group += [f"sm_{number}{letter}"] + [f"compute_{oldest}{letter}"] * ptx
+    return [f"-gencode=arch=compute_{oldest},code=[{','.join(group)}]" for oldest, group in codes.items()]
 
 
 def compile_error(command: list[str], suffix: str, program: str) -> str:
@@ -153,6 +162,15 @@ def folder_of(module) -> Path:
     return Path(module.__file__).parent
 
 
+def link_to(target: Path, name: str) -> Path:
+    """A name for a folder that is somewhere else the next time."""
+    link = OBJECTS / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.absolute(), target_is_directory=True)
+    return link
+
+
 def same_bytes(archive: Path, date: int) -> None:
     """Write a .tar.gz anew with nothing in it that depends on who packed it, when, and in which order."""
     unfinished = archive.with_name(archive.name + ".unfinished")
@@ -215,9 +233,12 @@ class Build(build_ext):
         """All objects of both extensions in one ninja run."""
         import pybind11
 
-        site = folder_of(torch).parent
-        includes = [f"-I{site}/torch/include", f"-I{pybind11.get_include()}", f"-DDSC_CPU_LEVELS={len(LEVELS)}"]
-        cxx = [*cxx, *includes, f"-ffile-prefix-map={site}/="]  # no path of this machine in the objects
+        # Build isolation has another folder for torch each time. By a name with its version the commands stay the same,
+        # and what is left to do is what has changed. -isystem: dates of these headers do not count.
+        headers = link_to(folder_of(torch), f"torch-{torch.__version__}")
+        includes = [f"-DDSC_CPU_LEVELS={len(LEVELS)}", "-isystem", f"{headers}/include"]
+        includes += ["-isystem", link_to(Path(pybind11.get_include()), f"pybind11-{pybind11.__version__}").as_posix()]
+        cxx = [*cxx, *includes, f"-ffile-prefix-map={headers}/=torch/"]  # no path of this machine in the objects
         compiler = subprocess.check_output([*shlex.split(os.environ["CXX"]), "--version"], text=True)
         facts = {
             "VERSION": self.distribution.get_version(),
@@ -228,17 +249,17 @@ class Build(build_ext):
         }
         facts = [f'-DDSC_OPS_{name}="{value}"' for name, value in facts.items()]  # ops.cpp alone tells them
 
-        folder = Path(self.build_temp, "objects")
         edges = []
 
         def add(source: Path, command: list[str], name: str) -> str:
-            edges.append((folder / name, source, command))
-            return str(folder / name)
+            edges.append((OBJECTS / name, source, command))
+            return str(OBJECTS / name)
 
         # ninja starts in this order: what takes longest comes first
         library, kernels = self.extensions
         if cuda:
-            nvcc = [*cuda.command(), *includes, f"-Xcompiler=-ffile-prefix-map={site}/="]
+            cuda.home = link_to(Path(cuda.home), f"cuda-{cuda.version}")
+            nvcc = [*cuda.command(), *includes, f"-Xcompiler=-ffile-prefix-map={headers}/=torch/"]
             files = sorted(Path("csrc/cuda").glob("*.cu"))
             kernels.depends = kernels.extra_objects = [add(file, nvcc, f"cuda/{file.stem}.o") for file in files]
             kernels.libraries, kernels.library_dirs = cuda.libraries, cuda.library_dirs
@@ -250,12 +271,12 @@ class Build(build_ext):
         plain = [add(Path("csrc/ops.cpp"), [*cxx, *facts], "ops.o")]
         plain += [add(file, cxx, f"cpu/{file.stem}.o") for file in sorted(simd.parent.glob("*.cpp")) if file != simd]
         library.depends = library.extra_objects = plain + levels  # in this order, see LEVELS
-        library.libraries, library.library_dirs = [*CXX_LIBRARY, "torch_cpu"], [f"{site}/torch/lib"]
+        library.libraries, library.library_dirs = [*CXX_LIBRARY, "torch_cpu"], [f"{folder_of(torch)}/lib"]
 
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(folder, edges))
+        ninja = OBJECTS / "build.ninja"
+        ninja.write_text(ninja_file(OBJECTS, edges))
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([sys.executable, "-m", "ninja", "-f", folder / "build.ninja", *jobs]).returncode:
+        if subprocess.run([sys.executable, "-m", "ninja", "-f", ninja, *jobs]).returncode:
             sys.exit("dsc_ops: the build stopped at the first error above")
 
 

@@ -48,13 +48,21 @@ def pytest_configure(config) -> None:
 def pytest_collection_modifyitems(config, items) -> None:
     wanted = _is_of_best_level if config.getoption("--best-level") else _is_of_own_kernels
     left_out = [item for item in items if not wanted(item)]
-    items[:] = sorted((item for item in items if wanted(item)), key=_begins)
+    place = {}
+    for number, item in enumerate(items):
+        place.setdefault(_whatever_level(item), number)
+    # The levels of a test follow each other: numerics.remembered
+    items[:] = sorted(filter(wanted, items), key=lambda item: (_begins(item), place[_whatever_level(item)]))
     config.hook.pytest_deselected(items=left_out)
 
 
 def _begins(item) -> int:
     """The place of a test's file in :data:`LONG`, or after all of them."""
     return next((i for i, name in enumerate(LONG) if item.path.name.startswith(name)), len(LONG))
+
+
+def _whatever_level(item) -> str:
+    return item.nodeid.replace(_level(item) or "", "", 1)
 
 
 def _level(item) -> str | None:

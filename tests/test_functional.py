@@ -202,15 +202,9 @@ def test_lista_in_low_precision(case, dtype, capability):
     """Values near the threshold may fall on either side of it, so the bound is on the mean error."""
     y, dictionary, untied = case.signal(), case.weight(), case.weight(3) / 4
     theta = torch.rand(3, case.atoms, dtype=torch.float64) / 5
-    arguments = {
-        name: value.to(dtype).double()
-        for name, value in dict(y=y, dictionary=dictionary, analysis=untied, theta=theta).items()
-    }
-    grad = torch.randn_like(reference.lista(**arguments, **case.geometry))
-    evaluate = numerics.evaluate
-    ours = evaluate(functional.lista, arguments, case.geometry, dtype, grad)
-    eager = evaluate(reference.lista, arguments, case.geometry, dtype, grad)
-    truth = evaluate(reference.lista, arguments, case.geometry, torch.float64, grad)
+    arguments = dict(y=y, dictionary=dictionary, analysis=untied, theta=theta)
+    grad, truth, eager = numerics.expected(reference.lista, arguments, case.geometry, dtype)
+    ours = numerics.evaluate(functional.lista, arguments, case.geometry, dtype, grad)
     for value, baseline, exact in zip(ours, eager, truth, strict=True):
         allowed = 2 * (baseline.double() - exact).norm() + 4 * torch.finfo(dtype).eps * exact.norm()
         assert (value.double() - exact).norm() <= allowed

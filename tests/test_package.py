@@ -174,13 +174,16 @@ def test_cuda_setting_fails_in_one_sentence(build):
 
 
 def test_architectures(build):
-    assert build.architecture_flags("8.0") == ["-gencode=arch=compute_80,code=sm_80"]
-    assert build.architecture_flags(" 9.0a;12.0+PTX ") == [
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_120,code=sm_120",
-        "-gencode=arch=compute_120,code=compute_120",
+    assert build.architecture_flags("8.0") == ["-gencode=arch=compute_80,code=[sm_80]"]
+    assert build.architecture_flags(" 9.0a;12.0+PTX 9.0") == [
+        "-gencode=arch=compute_90,code=[sm_90]",
+        "-gencode=arch=compute_90a,code=[sm_90a]",
+        "-gencode=arch=compute_120,code=[sm_120,compute_120]",
     ]
-    assert len(build.architecture_flags(build.ARCHITECTURES)) == 5
+    assert build.architecture_flags(build.ARCHITECTURES) == [
+        "-gencode=arch=compute_80,code=[sm_80,sm_90]",
+        "-gencode=arch=compute_100,code=[sm_100,sm_120,compute_100]",
+    ]
     with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST has 'Hopper'; it takes compute capabilities"):
         build.architecture_flags("Hopper")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numerics
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -45,7 +46,7 @@ def thresholds(case: Convolution, arguments: dict, options: dict, iterations: in
             u = z + reference.analysis(residual, weight, **case.geometry)
         factor = 1 + 0.2 * torch.rand(case.atoms, dtype=torch.float64)
         ratio = u / factor.view(-1, *axes)
-        values = (ratio if one_sided else ratio.abs()).flatten().sort().values
+        values = torch.from_numpy(np.sort((ratio if one_sided else ratio.abs()).flatten().numpy()))
         n = values.numel()
         if density == 0 or n < 2:
             theta = 2 * values[-1].abs() + 1
@@ -63,6 +64,7 @@ def thresholds(case: Convolution, arguments: dict, options: dict, iterations: in
     return torch.stack(result)
 
 
+@numerics.remembered
 def problem(case: Convolution, density: float, iterations: int = 3, *, tied=False, x0=False, **options) -> tuple:
     """Arguments and options of lista, with codes of the given density."""
     y, dictionary = case.signal(), weights(case)
@@ -76,10 +78,9 @@ def problem(case: Convolution, density: float, iterations: int = 3, *, tied=Fals
 
 def check(case: Convolution, density: float, dtype=torch.float64, iterations=3, **kind) -> None:
     arguments, options = problem(case, density, iterations, **kind)
-    codes = reference.lista(**arguments, **options)
+    codes = assert_matches_reference(functional.lista, reference.lista, arguments, options, dtype)
     reached = (codes != 0).double().mean().item()
     assert reached == pytest.approx(density, abs=3 / codes.numel() + 0.005), "the thresholds miss the density"
-    assert_matches_reference(functional.lista, reference.lista, arguments, options, dtype)
 
 
 # What a plan (csrc/cpu/packed.cpp) makes of them, in float64 on the levels with vectors of 2, 4 and 8 values:
@@ -215,10 +216,7 @@ def check_mean_error(case: Convolution, density: float, dtype: torch.dtype, **ki
     """The root mean square error is at most twice that of eager PyTorch in the same dtype, and rounding (of values
     before the threshold, of which little may be left)."""
     arguments, options = problem(case, density, 2, **kind)
-    arguments = {key: value.to(dtype).double() for key, value in arguments.items()}
-    grad = torch.randn_like(reference.lista(**arguments, **options)).to(dtype).double()
-    truth = numerics.evaluate(reference.lista, arguments, options, torch.float64, grad)
-    eager = numerics.evaluate(reference.lista, arguments, options, dtype, grad)
+    grad, truth, eager = numerics.expected(reference.lista, arguments, options, dtype)
     ours = numerics.evaluate(functional.lista, arguments, options, dtype, grad)
     for value, baseline, exact, name in zip(ours, eager, truth, ["result", *arguments], strict=True):
         assert value.dtype == dtype and value.shape == exact.shape, name
@@ -265,9 +263,8 @@ def test_half_precision_is_as_exact_as_eager(kind, density, name, dtype, capabil
 def test_any_choice_of_gradients(momentum, x0, name, capability):
     """Each gradient alone, and all but one, from zero as from a start: the others change nothing."""
     arguments, options = problem(CASES[name], 0.1, 2, x0=x0, momentum=momentum)
-    grad = torch.randn_like(reference.lista(**arguments, **options))
-    _, *expected = numerics.evaluate(reference.lista, arguments, options, torch.float64, grad)
-    expected = dict(zip(arguments, expected, strict=True))
+    grad, (_, *truth), _ = numerics.expected(reference.lista, arguments, options, torch.float64)
+    expected = dict(zip(arguments, truth, strict=True))
     for wanted in [{name} for name in arguments] + [arguments.keys() - {name} for name in arguments]:
         leaves = {key: value.detach().clone().requires_grad_(key in wanted) for key, value in arguments.items()}
         result = functional.lista(**leaves, **options)

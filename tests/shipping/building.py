@@ -33,16 +33,16 @@ def make_sdist(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def make_wheel(sdist: Path, folder: Path, *, isolated: bool = True) -> Path:
-    """The wheel, with build isolation and from the sdist, which is thereby complete; on Linux with a manylinux tag.
+def make_wheel(source: Path, folder: Path, *, isolated: bool = True) -> Path:
+    """The wheel of an sdist, which is thereby complete, or of a checkout; on Linux with a manylinux tag.
 
-    Not isolated: with what is installed here, which saves the minutes that an environment with torch takes.
+    Not isolated: with what is installed here.
     """
     if sys.platform == "linux" and not find_spec("auditwheel"):
         sys.exit("The manylinux tag needs auditwheel, not installed here: pip install dsc_ops[wheel]")
     plain = empty(folder / "plain")
     options = ["--no-deps", "--wheel-dir", plain, *([] if isolated else ["--no-build-isolation"])]
-    run(sys.executable, "-m", "pip", "wheel", *options, sdist)
+    run(sys.executable, "-m", "pip", "wheel", *options, source)
     wheel = next(plain.glob("*.whl"))
     if sys.platform != "linux":
         return Path(shutil.move(wheel, folder))

@@ -15,11 +15,12 @@ def main(arguments: list[str] | None = None) -> None:
         "machines on which its objects run, and adds no library to it. Older machines: build on one of them.",
     )
     parser.add_argument(
-        "--no-build-isolation", action="store_true", help="build with the torch that is installed here, in less time"
+        "--here", action="store_true", help="pack this checkout with the torch installed here; what was compiled stays"
     )
-    isolated = not parser.parse_args(arguments).no_build_isolation
+    here = parser.parse_args(arguments).here
     folder = building.empty(building.ROOT / "dist")
-    print(f"The wheel: {building.make_wheel(building.make_sdist(folder), folder, isolated=isolated)}")
+    sdist = building.make_sdist(folder)
+    print(f"The wheel: {building.make_wheel(building.ROOT if here else sdist, folder, isolated=not here)}")
 
 
 if __name__ == "__main__":
