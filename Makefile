@@ -8,6 +8,8 @@ PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 # Where make bench measures: cpu or cuda.
 DEVICE ?= cpu
 FUZZ_SECONDS ?= 600
+# Python compiles the modules that it imports; pip would compile all there are, for minutes.
+export PIP_COMPILE := 0
 
 venv := .venv
 python := $(venv)/bin/python

@@ -577,6 +577,13 @@ def test_the_better_of_two_measurements_counts():
     assert "from 10.00 to 8.40" in loss
 
 
+def test_what_was_lost_is_measured_again_after_all_others():
+    said = []
+    planned = rows_of({"fused": 1, "eager": 8}, {"fused": 1, "eager": 9}) + rows_of({"fused": 1, "eager": 10})
+    assert check(committed(fused=1, eager=10), planned, said.append) == []
+    assert ["8.00", "10.00", "9.00"] == [line.split("ratio ")[1].partition(",")[0] for line in said[:3]]
+
+
 def test_the_guard_compares_only_the_same_measurement():
     other = committed(fused=1, eager=100)
     other["rows"][0]["threads"] = 7
