@@ -263,7 +263,7 @@ def ops(request):
 
 PROPERTY_TESTS = ("functional", "solvers", "operators")
 # Bounds that are the luck of a few values; what has nothing to do with kernels, or takes thousands of iterations.
-NO_PROPERTY_TESTS = ("shrink", "low_precision", "compile", "composition", "threads", "sklearn")
+NO_PROPERTY_TESTS = ("shrink", "low_precision", "compile", "composition", "threads", "sklearn", "optimality")
 
 
 def run_property_tests(library: Path) -> subprocess.CompletedProcess:
