@@ -239,13 +239,13 @@ class Build(build_ext):
         includes = [f"-DDSC_CPU_LEVELS={len(LEVELS)}", "-isystem", f"{headers}/include"]
         includes += ["-isystem", link_to(Path(pybind11.get_include()), f"pybind11-{pybind11.__version__}").as_posix()]
         cxx = [*cxx, *includes, f"-ffile-prefix-map={headers}/=torch/"]  # no path of this machine in the objects
-        compiler = subprocess.check_output([*shlex.split(os.environ["CXX"]), "--version"], text=True)
+        compiler = subprocess.check_output([*shlex.split(os.environ["CXX"]), "--version"], text=True).splitlines()[0]
+        cxx.append(f'-DDSC_OPS_COMPILER="{compiler}"')  # another one compiles everything
         facts = {
             "VERSION": self.distribution.get_version(),
             "TORCH_VERSION": torch.__version__,
             "CUDA_VERSION": cuda.version if cuda else "",
             "CUDA_ARCHITECTURES": cuda.architectures if cuda else "",
-            "COMPILER": compiler.splitlines()[0],
         }
         facts = [f'-DDSC_OPS_{name}="{value}"' for name, value in facts.items()]  # ops.cpp alone tells them
 
