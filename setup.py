@@ -255,22 +255,23 @@ class Build(build_ext):
             edges.append((OBJECTS / name, source, command))
             return str(OBJECTS / name)
 
-        # ninja starts in this order: what takes longest comes first
+        # ninja starts in this order: what takes longest comes first, so that nothing is left over for one processor
         library, kernels = self.extensions
+        simd = Path("csrc/cpu/simd_kernels.cpp")
+        level_of = lambda name: [*cxx, *LEVELS[name], f"-DDSC_CPU_LEVEL={name}"]  # noqa: E731
+        levels = [add(simd, level_of(name), f"cpu/{name}.o") for name in reversed(LEVELS)]
         if cuda:
             cuda.home = link_to(Path(cuda.home), f"cuda-{cuda.version}")
             nvcc = [*cuda.command(), *includes, f"-Xcompiler=-ffile-prefix-map={headers}/=torch/"]
-            files = sorted(Path("csrc/cuda").glob("*.cu"))
+            files = sorted(Path("csrc/cuda").glob("*.cu"), reverse=True)
             kernels.depends = kernels.extra_objects = [add(file, nvcc, f"cuda/{file.stem}.o") for file in files]
             kernels.libraries, kernels.library_dirs = cuda.libraries, cuda.library_dirs
         else:
             self.extensions = [library]
             Path(self.get_ext_fullpath(kernels.name)).unlink(missing_ok=True)  # of an earlier build in this folder
-        simd = Path("csrc/cpu/simd_kernels.cpp")
-        levels = [add(simd, [*cxx, *LEVELS[level], f"-DDSC_CPU_LEVEL={level}"], f"cpu/{level}.o") for level in LEVELS]
         plain = [add(Path("csrc/ops.cpp"), [*cxx, *facts], "ops.o")]
         plain += [add(file, cxx, f"cpu/{file.stem}.o") for file in sorted(simd.parent.glob("*.cpp")) if file != simd]
-        library.depends = library.extra_objects = plain + levels  # in this order, see LEVELS
+        library.depends = library.extra_objects = plain + levels[::-1]  # in this order, see LEVELS
         library.libraries, library.library_dirs = [*CXX_LIBRARY, "torch_cpu"], [f"{folder_of(torch)}/lib"]
 
         ninja = OBJECTS / "build.ninja"
