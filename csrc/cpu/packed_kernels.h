@@ -665,6 +665,27 @@ DSC_HOST_DEVICE void read_support(const uint8_t* on, int64_t bytes, int64_t pixe
     for_each_nonzero(on + i * bytes, bytes, [&](int64_t atom) { *out++ = load(tile[i + atom * line]); });
 }
 
+// rows[pixel * width + atom] = the values of a run of pixels, in squares of 8 atoms and as many pixels.
+template <typename T>
+DSC_HOST_DEVICE void turn_run(const T* dense, int64_t image_pixels, int64_t run, int64_t atoms, accumulate_t<T>* rows,
+                              int64_t width) {
+  for (int64_t m = 0; m < atoms; m += 8) {
+    const int64_t some = atoms - m < 8 ? atoms - m : 8;
+    const T* const plane = dense + m * image_pixels;
+    // The next run, whose lines are too far apart for the processor to foresee them.
+    for (int64_t atom = 0; atom < some; ++atom)
+      for (int64_t i = run; i < 2 * run; i += 64 / sizeof(T)) __builtin_prefetch(plane + atom * image_pixels + i, 0, 2);
+    int64_t turned = 0;  // pixels
+    if constexpr (sizeof(T) == sizeof(accumulate_t<T>))
+      for (T square[8][8]; some == 8 && turned + 8 <= run; turned += 8) {
+        turn(plane + turned, image_pixels, square);
+        for (int64_t i = 0; i < 8; ++i) memcpy(rows + (turned + i) * width + m, square[i], sizeof square[i]);
+      }
+    for (int64_t atom = 0; atom < some; ++atom)
+      for (int64_t i = turned; i < run; ++i) rows[i * width + m + atom] = load(plane[atom * image_pixels + i]);
+  }
+}
+
 // Dense to packed: on the support given by p.on, or else on the dense code's own, whose masks are written.
 template <typename T>
 void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
@@ -695,9 +716,7 @@ void packed_from_dense(const PackedFromDense<T>& p, char* scratch) {
         if (p.image_pixels == 1)
           for (int64_t m = 0; m < p.atoms; ++m) work.rows[t * width + m] = load(row[t * p.image_size + m]);
         else
-          for (int64_t m = 0; m < p.atoms; ++m)
-            for (int64_t i = 0; i < run; ++i)
-              work.rows[(t + i) * width + m] = load(p.dense[offset + m * p.image_pixels + i]);
+          turn_run(p.dense + offset, p.image_pixels, run, p.atoms, work.rows + t * width, width);
       });
       for (int64_t t = 0; t < pixels; ++t) {
         Packer<A> packer(p.codes.masks + (first + t) * bytes, bytes, width, out);

@@ -6,32 +6,54 @@
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
 
-template <typename A>
-void sum_planes(const PlaneSum<A>& p) {
+// out = in, or with add, out += scale * in, of a run of values. Its last vector lies over the one before: what it is
+// added to is read before that is written.
+template <bool add, typename A>
+DSC_HOST_DEVICE void put_run(int64_t values, const A* in, A scale, A* out) {
   using V = Lanes<A>;
   constexpr int64_t lanes = Vector<A>::lanes;
+  const auto read = [](const A* from) __attribute__((always_inline)) { return *reinterpret_cast<const V*>(from); };
+  const auto write = [](const V& v, A* to) __attribute__((always_inline)) { *reinterpret_cast<V*>(to) = v; };
+  if (values >= lanes) {
+    const int64_t last = values - lanes;
+    const V before = read(out + last);
+    for (int64_t i = 0; i < last; i += lanes) write(add ? read(out + i) + scale * read(in + i) : read(in + i), out + i);
+    write(add ? before + scale * read(in + last) : read(in + last), out + last);
+  } else if (values > 0) {
+    const V v = load_between<A>(0, values, in);
+    store_between<A>(0, values, add ? load_between<A>(0, values, out) + scale * v : v, out);
+  }
+}
+
+template <typename A>
+void sum_planes(const PlaneSum<A>& p) {
   for (int64_t image = 0; image < p.images; ++image) {
     const A* source = p.source ? p.source + image * p.compact_image : nullptr;
     A* own = p.own ? p.own + image * p.compact_image : nullptr;
-    A* out = p.out + image * p.image;
-    for (int64_t x = 0; x < p.columns; ++x, out += p.column) {
-      const bool inside = x >= p.first_column && x < p.last_column;
-      for (int64_t j = 0; j < p.column; j += lanes) {
-        V sum = {};
-        if (inside) {
-          if (source) sum = load_between<A>(p.from - j, p.to - j, source + j);
-          for (const PlanePart<A>* part = p.parts; part < p.parts_end; ++part)
-            if (part->from < j + lanes && part->to > j)
-              sum += p.sign *
-                     load_between<A>(part->from - j, part->to - j, part->values + image * p.image + x * p.column + j);
-          if (own && p.own_from < j + lanes && p.own_to > j)
-            store_between<A>(p.own_from - j, p.own_to - j,
-                             p.add ? sum + load_between<A>(p.own_from - j, p.own_to - j, own + j) : sum, own + j);
-        }
-        store_between<A>(0, p.column - j, sum, out + j);
+    for (int64_t x = 0; x < p.columns; ++x) {
+      const int64_t offset = image * p.image + x * p.column;
+      A* const out = p.out + offset;
+      if (x < p.first_column || x >= p.last_column) {
+        memset(out, 0, p.column * sizeof(A));
+        continue;
       }
-      if (inside && source) source += p.compact_column;
-      if (inside && own) own += p.compact_column;
+      if (source) {
+        memset(out, 0, p.from * sizeof(A));
+        put_run<false>(p.to - p.from, source + p.from, A(1), out + p.from);
+        memset(out + p.to, 0, (p.column - p.to) * sizeof(A));
+        source += p.compact_column;
+      } else {
+        memset(out, 0, p.column * sizeof(A));
+      }
+      for (const PlanePart<A>* part = p.parts; part < p.parts_end; ++part)
+        put_run<true>(part->to - part->from, part->values + offset + part->from, p.sign, out + part->from);
+      if (!own) continue;
+      const int64_t values = p.own_to - p.own_from;
+      if (p.add)
+        put_run<true>(values, out + p.own_from, A(1), own + p.own_from);
+      else
+        put_run<false>(values, out + p.own_from, A(1), own + p.own_from);
+      own += p.compact_column;
     }
   }
 }

@@ -64,11 +64,10 @@ void add_shares(const Plan& plan, const Shares<A>& shares, int64_t lanes, A* gra
   const Patches patches = plan.patches();
   parallel(plan.g.code_channels, grain_of(patch * shares.count), [&](int64_t begin, int64_t end) {
     std::vector<A> sum;
-    for (int64_t m = begin; m < end; ++m) {
-      const A* const group = shares.of(0) + m / atoms * plan.table_size();
-      for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes) {
-        const int64_t chunk = patches.chunk_vectors[c] * lanes;
-        const A* const row = group + atoms * first + m % atoms * chunk;
+    for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes) {
+      const int64_t chunk = patches.chunk_vectors[c] * lanes;
+      for (int64_t m = begin; m < end; ++m) {  // along the memory of each share
+        const A* const row = shares.of(0) + m / atoms * plan.table_size() + atoms * first + m % atoms * chunk;
         sum.assign(row, row + chunk);
         for (int64_t share = 1; share < shares.count; ++share)
           for (int64_t j = 0; j < chunk; ++j) sum[j] += row[share * shares.size + j];
