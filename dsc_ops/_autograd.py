@@ -308,12 +308,14 @@ def _(y, dictionary, analysis, theta, x0, momentum, stride, padding, dilation, g
     codes = _empty_codes(y, dictionary, stride, padding, dilation)
     if y.device.type == cuda_device:
         return codes, _on_cuda.empty_tape(y, dictionary, theta, codes, stride, dilation, groups, keep_tape)
-    # TapeLayout of csrc/core/code_format.h: places, values, residuals, masks, end.
+    # TapeLayout of csrc/core/code_format.h.
     value_size = 8 if y.dtype == torch.float64 else 4
     pixels = codes.numel() // dictionary.shape[0] * groups
     mask_size = (dictionary.shape[0] // groups + 63) // 64 * 8
-    step = pixels * (16 + mask_size) + (codes.numel() + y.numel()) * value_size
-    return codes, codes.new_empty(theta.shape[0] * step + 64 if keep_tape else 0, dtype=torch.uint8)
+    values = theta.shape[0] * codes.numel() * value_size
+    step = (pixels // 32 + groups) * 16 + pixels * mask_size + y.numel() * value_size
+    size = (values + 2047) // 2048 * 64 + theta.shape[0] * step + values + 64
+    return codes, codes.new_empty(size if keep_tape else 0, dtype=torch.uint8)
 
 
 @torch.library.register_fake("dsc_ops::lista_backward")

@@ -428,10 +428,13 @@ class Recording:
         self.iterations, self.atoms = iterations, case.atoms // case.groups
         self.mask_size = (self.atoms + 63) // 64 * 8
         size = 8 if dtype == torch.float64 else 4
-        self.values = iterations * self.pixels * 16
         self.capacity = iterations * self.codes.numel()
-        self.masks = self.values + (self.capacity + iterations * y.numel()) * size
-        assert self.tape.numel() == self.masks + iterations * self.pixels * self.mask_size + 64
+        self.step_places = self.pixels // 32 + case.groups
+        self.first = (self.capacity * size + 2047) // 2048 * 64
+        self.masks = self.first + iterations * self.step_places * 16
+        self.residuals = self.masks + iterations * self.pixels * self.mask_size
+        self.values = self.residuals + iterations * y.numel() * size
+        assert self.tape.numel() == self.values + self.capacity * size + 64
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return ops.lista(*self.arguments, True)
@@ -444,13 +447,12 @@ class Recording:
             self.backward(tape)
 
     def places(self, tape: Tensor, iteration: int) -> Tensor:
-        """(pixels, 2): first and count, of which there is one for each block."""
-        start = iteration * self.pixels * 16
-        return tape[start : start + self.pixels * 16].view(torch.int64).view(-1, 2)
+        """(places, 2): first and count of each block."""
+        start = self.first + iteration * self.step_places * 16
+        return tape[start : start + self.step_places * 16].view(torch.int64).view(-1, 2)
 
     def mask_words(self, tape: Tensor, iteration: int) -> Tensor:
         start = self.masks + iteration * self.pixels * self.mask_size
-        # The part begins wherever the values of the codes end, so it need not be aligned for 64-bit words.
         return tape[start : start + self.pixels * self.mask_size].view(self.pixels, -1)
 
 
@@ -542,7 +544,7 @@ def test_no_flipped_byte_crashes(name, capability):
     call = Recording(CASES[name], x0=True)
     generator = torch.Generator().manual_seed(2)
     refused = 0
-    parts = [(0, call.values), (call.values, call.masks), (call.masks, call.tape.numel())]
+    parts = [(call.first, call.masks), (call.masks, call.residuals), (call.residuals, call.tape.numel())]
     for trial in range(60):
         tape = call.tape.clone()
         at = int(torch.randint(*parts[trial % 3], (), generator=generator))

@@ -117,18 +117,22 @@ struct PairsOfPixels {
   static void place(const Patches& patches, const A* plane, const int64_t* base, int64_t first, int64_t pixels, char*,
                     Tiles<A>& tiles) {
     const int64_t row = patches.pairs.row;
-    int64_t place = tile_pixels;  // in the last tile
-    for (int64_t t = 0; t < pixels; place += 2) {
+    int64_t place = tile_pixels, w = first % row;  // in the last tile, in the row
+    const auto add = [&](const A* pixel, unsigned neighbours) __attribute__((always_inline)) {
       if (place == tile_pixels) {
         tiles.tile[tiles.count++].filled = 0;
         place = 0;
       }
       Tile<A>& tile = tiles.tile[tiles.count - 1];
-      const int64_t w = (first + t) % row;
-      const bool left = w % 2 == 0, right = !left || (w + 1 < row && t + 1 < pixels);
-      tile.pixel[place] = tile.pixel[place + 1] = plane + base[t] - (left ? 0 : patches.pairs.step);
-      tile.filled |= (unsigned(left) | unsigned(right) << 1) << place;
-      t += left && right ? 2 : 1;
+      tile.pixel[place] = tile.pixel[place + 1] = pixel;
+      tile.filled |= neighbours << place;
+      place += 2;
+    };
+    for (int64_t t = 0; t < pixels; w = 0) {
+      const int64_t stop = row - w < pixels - t ? t + row - w : pixels;
+      if (w % 2 != 0) add(plane + base[t++] - patches.pairs.step, 2);
+      for (; t + 1 < stop; t += 2) add(plane + base[t], 3);
+      if (t < stop) add(plane + base[t++], 1);
     }
     for (; place < tile_pixels; ++place) tiles.tile[tiles.count - 1].pixel[place] = plane + base[0];
   }
@@ -333,8 +337,10 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
 #pragma GCC unroll 8
                                          for (int t = 0; t < tile_pixels; ++t) {
                                            if (!tile.has(t)) continue;
+                                           if (any_nonzero(reader.mask, bytes)) {
 #pragma GCC unroll 8
-                                           for (int v = 0; v < vectors; ++v) first[t][v] += reader.next(v);
+                                             for (int v = 0; v < vectors; ++v) first[t][v] += reader.next(v);
+                                           }
                                            reader.mask += bytes;
                                          }
                                          start = reader;
@@ -346,7 +352,8 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
     if (!tile.has(t)) continue;
     Packer<A> packer(next, bytes, width, out);
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) packer.add(v, thresholded<one_sided, nonnegative, T>(sum[t][v], theta[v]));
+    for (int v = 0; v < vectors; ++v) sum[t][v] = thresholded<one_sided, nonnegative, T>(sum[t][v], theta[v]);
+    packer.add_pixel(sum[t]);
     out = packer.values;
     next += bytes;
   }

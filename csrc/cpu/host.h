@@ -43,9 +43,10 @@ inline Tensor contiguous_empty_like(const Tensor& tensor) { return torch::stable
 
 // Asks for large pages where the system gives them on request: memory that a call writes for the first time costs a
 // page fault for every page.
+constexpr int64_t large_page = int64_t{2} << 20;
 inline void use_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__)
-  constexpr uintptr_t page = uintptr_t{2} << 20;
+  constexpr auto page = static_cast<uintptr_t>(large_page);
   const auto begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
   const auto end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
@@ -56,10 +57,13 @@ inline void use_large_pages(void* memory, int64_t bytes) {
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : memory_(static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(padded(size * sizeof(T) + 64, 64))))) {
+  explicit Buffer(int64_t size) {
+    // Of several large pages only whole ones: what lies in others costs a fault every few thousand bytes.
+    const int64_t needed = size * static_cast<int64_t>(sizeof(T)) + 64;
+    const int64_t alignment = needed >= large_page ? large_page : 64, bytes = padded(needed, alignment);
+    memory_.reset(static_cast<T*>(std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(bytes))));
     if (!memory_) throw std::bad_alloc();
-    use_large_pages(memory_.get(), size * static_cast<int64_t>(sizeof(T)));
+    use_large_pages(memory_.get(), bytes);
   }
   T* get() const { return memory_.get(); }
 

@@ -131,7 +131,8 @@ class Tape {
   PackedCodes<A> codes(int64_t k) const {
     const int64_t pixel = k * pixels_ + first_pixel_;
     return {reinterpret_cast<uint8_t*>(memory_ + layout_.masks) + pixel * mask_size_,
-            reinterpret_cast<Place*>(memory_ + layout_.places) + pixel, reinterpret_cast<A*>(memory_ + layout_.values)};
+            reinterpret_cast<Place*>(memory_ + layout_.places) + k * layout_.step_places + first_place(first_pixel_),
+            reinterpret_cast<A*>(memory_ + layout_.values)};
   }
   // y - S_D z_k, compact
   A* residual(int64_t k) const {
@@ -154,8 +155,14 @@ struct Solver : Units<T> {
   Compact<T> signal;  // y
   std::optional<Storage<A>> start_storage;
   Codes start{};  // x_0
+  // Of what lies between the steps, the same memory for one slice after the other: the system clears what is new.
+  std::vector<Storage<A>> between;
 
   Solver(const Problem& p, bool whole) : Units<T>(p.geometry, whole) { load(p); }
+
+  void reserve_between(int64_t count) {
+    while (static_cast<int64_t>(between.size()) < count) between.emplace_back(this->plan);
+  }
 
   // Another slice of the same size.
   void load(const Problem& p) {
@@ -219,25 +226,25 @@ struct Weights {
 
 // The codes of a slice. With a tape, tape_used counts the values of all slices.
 template <typename T>
-void forward(const Problem& p, const Solver<T>& s, const Weights<T>& weights, bool one_sided, T* codes,
+void forward(const Problem& p, Solver<T>& s, const Weights<T>& weights, bool one_sided, T* codes,
              const std::optional<Tape<accumulate_t<T>>>& tape, int64_t* tape_used) {
   using A = accumulate_t<T>;
   const Plan& plan = s.plan;
   const bool together = plan.of_whole_images();
   const Buffer<A> planes = together ? Buffer<A>(0) : s.planes();
   // Without a tape two codes take turns, or three where momentum looks one further back.
-  std::vector<Storage<A>> turns, extrapolated;
-  for (int i = 0; i < (tape ? 0 : p.momentum.empty() ? 2 : 3); ++i) turns.emplace_back(plan);
-  if (!p.momentum.empty()) extrapolated.emplace_back(plan);
+  const int64_t turns = tape ? 0 : p.momentum.empty() ? 2 : 3;
+  s.reserve_between(turns + (p.momentum.empty() ? 0 : 1));
+  const auto turn = [&](int64_t k) -> Storage<A>& { return s.between[k % turns]; };
   std::optional<AnalysisWeight<T>> packed;  // of the step at hand
   int64_t packed_weight = -1;
   PackedCodes<A> x = s.start, before = s.start;
   for (int64_t k = 0; k < p.iterations; ++k) {
-    const PackedCodes<A> next = tape ? tape->codes(k) : turns[k % turns.size()].codes();
-    int64_t* const used = tape ? tape_used : turns[k % turns.size()].restart();
+    const PackedCodes<A> next = tape ? tape->codes(k) : turn(k).codes();
+    int64_t* const used = tape ? tape_used : turn(k).restart();
     const bool extrapolates = p.extrapolates(k);
-    const PackedCodes<A> z = extrapolates ? extrapolated[0].codes() : x;
-    int64_t* const z_used = extrapolates ? extrapolated[0].restart() : nullptr;
+    const PackedCodes<A> z = extrapolates ? s.between[turns].codes() : x;
+    int64_t* const z_used = extrapolates ? s.between[turns].restart() : nullptr;
     const A w = extrapolates ? static_cast<A>(p.momentum[k]) : A(0);
     const int64_t own = p.weight_of(k);
     if (weights.analysis.empty() && own != packed_weight)
@@ -285,7 +292,7 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
     const bool parallel_slices = p.images_of_thread() > 0;
     const Weights<T> weights(p, Units<T>(p.geometry, parallel_slices), parallel_slices);
     int64_t used = 0;
-    for_each_slice<T>(p, parallel_slices, [&](const Solver<T>& solver, const Problem& slice, int64_t) {
+    for_each_slice<T>(p, parallel_slices, [&](Solver<T>& solver, const Problem& slice, int64_t) {
       std::optional<Tape<accumulate_t<T>>> kept;
       if (keep_tape) kept.emplace(slice, p.geometry, tape);
       forward<T>(slice, solver, weights, one_sided, data<T>(codes) + slice.code_from(), kept, &used);
@@ -372,7 +379,7 @@ struct BackwardWeights {
 // Adds the gradients of a slice; grad is that of its codes. Those of weights are left in `collected`, in the tables of
 // its group, or, without that, collected step by step. Returns false for a tape that lista did not write.
 template <typename T>
-bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& weights, const T* grad,
+bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights, const T* grad,
               const Tape<accumulate_t<T>>& tape, Gradients<T>& wanted, Collected<T>* collected, int64_t group) {
   using A = accumulate_t<T>;
   const Plan& plan = s.plan;
@@ -396,11 +403,11 @@ bool backward(const Problem& p, const Solver<T>& s, const BackwardWeights<T>& we
 
   // Of steps k and k + 1, in turn: the gradients of x_{k+1} and of z_k; z_k itself, which without momentum is x_k, also
   // of step k + 2, on whose support a gradient still stands.
-  std::vector<Storage<A>> gradients, z_gradients, extrapolated;
   const bool separate = !p.momentum.empty();
-  for (int i = 0; i < 2; ++i) gradients.emplace_back(plan);
-  for (int i = 0; i < 2 && separate; ++i) z_gradients.emplace_back(plan);
-  for (int i = 0; i < 3 && separate; ++i) extrapolated.emplace_back(plan);
+  s.reserve_between(separate ? 7 : 2);
+  Storage<A>* const gradients = s.between.data();
+  Storage<A>* const z_gradients = gradients + 2;
+  Storage<A>* const extrapolated = gradients + 4;
   const auto start_of = [&](int64_t k) { return p.extrapolates(k) ? extrapolated[k % 3].codes() : code(k); };  // z_k
   const auto weight_of_momentum = [&](int64_t k) { return p.extrapolates(k) ? static_cast<A>(p.momentum[k]) : A(0); };
   const auto grad_u = [&](int64_t k) { return gradients[k % 2].on(code(k + 1)); };
@@ -537,7 +544,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
     std::optional<Collected<T>> collected;
     if (parallel_slices) collected.emplace(units.plan, Problem::slice_groups, out, p.analysis.size(0), p.iterations);
     std::atomic<bool> damaged = false;
-    for_each_slice<T>(p, parallel_slices, [&](const Solver<T>& solver, const Problem& slice, int64_t group) {
+    for_each_slice<T>(p, parallel_slices, [&](Solver<T>& solver, const Problem& slice, int64_t group) {
       const Tape<A> kept(slice, p.geometry, tape);
       if (!backward<T>(slice, solver, weights, data<const T>(codes_grad) + slice.code_from(), kept, out,
                        collected ? &*collected : nullptr, group))

@@ -655,6 +655,7 @@ DSC_HOST_DEVICE void read_support(const uint8_t* on, int64_t bytes, int64_t pixe
     }
     for (; any; any &= any - 1) {
       const int64_t atom = 8 * b + __builtin_ctzll(any);
+      __builtin_prefetch(dense + atom * image_pixels + line, 0, 2);
       if (pixels == line)
         memcpy(tile + atom * line, dense + atom * image_pixels, 64);
       else

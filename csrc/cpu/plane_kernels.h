@@ -25,6 +25,16 @@ DSC_HOST_DEVICE void put_run(int64_t values, const A* in, A scale, A* out) {
   }
 }
 
+// out = 0
+template <typename A>
+DSC_HOST_DEVICE void clear_run(int64_t values, A* out) {
+  using V = Lanes<A>;
+  constexpr int64_t lanes = Vector<A>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= values; i += lanes) *reinterpret_cast<V*>(out + i) = V{};
+  if (i < values) store_between<A>(0, values - i, V{}, out + i);
+}
+
 template <typename A>
 void sum_planes(const PlaneSum<A>& p) {
   for (int64_t image = 0; image < p.images; ++image) {
@@ -34,16 +44,16 @@ void sum_planes(const PlaneSum<A>& p) {
       const int64_t offset = image * p.image + x * p.column;
       A* const out = p.out + offset;
       if (x < p.first_column || x >= p.last_column) {
-        memset(out, 0, p.column * sizeof(A));
+        clear_run(p.column, out);
         continue;
       }
       if (source) {
-        memset(out, 0, p.from * sizeof(A));
+        clear_run(p.from, out);
         put_run<false>(p.to - p.from, source + p.from, A(1), out + p.from);
-        memset(out + p.to, 0, (p.column - p.to) * sizeof(A));
+        clear_run(p.column - p.to, out + p.to);
         source += p.compact_column;
       } else {
-        memset(out, 0, p.column * sizeof(A));
+        clear_run(p.column, out);
       }
       for (const PlanePart<A>* part = p.parts; part < p.parts_end; ++part)
         put_run<true>(part->to - part->from, part->values + offset + part->from, p.sign, out + part->from);

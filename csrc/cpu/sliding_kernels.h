@@ -178,7 +178,8 @@ struct SlideSums {
           ++value;
         });
         if (with_sums) {
-          own[vectors - 1] = only_lanes<A>(slide.whole, own[vectors - 1]);  // NaN times zero is none of the next column
+          // NaN times zero is none of the next column.
+          own[vectors - 1] = only_lanes<A>(slide.whole, in_register<A>(own[vectors - 1]));
 #pragma GCC unroll 16
           for (int v = 0; v < vectors; ++v) sum.v[v] += own[v];
           for (int64_t i = fresh; i > 0; --i, out += step) sum.pop(slide, out);
