@@ -58,9 +58,9 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t size) {
-    // Of several large pages only whole ones: what lies in others costs a fault every few thousand bytes.
+    // Of many large pages only whole ones: what lies in others costs a fault every few thousand bytes.
     const int64_t needed = size * static_cast<int64_t>(sizeof(T)) + 64;
-    const int64_t alignment = needed >= large_page ? large_page : 64, bytes = padded(needed, alignment);
+    const int64_t alignment = needed >= 4 * large_page ? large_page : 64, bytes = padded(needed, alignment);
     memory_.reset(static_cast<T*>(std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(bytes))));
     if (!memory_) throw std::bad_alloc();
     use_large_pages(memory_.get(), bytes);

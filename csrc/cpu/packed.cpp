@@ -1,5 +1,9 @@
 #include "packed.h"
 
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -14,8 +18,17 @@ constexpr int64_t most_units = 32, least_products = int64_t{1} << 21, least_pixe
 // fewer images than that are cut into strips.
 constexpr int64_t slice_units = 16;
 
-// A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache.
-constexpr int64_t cache_bytes = 28 * 1024;
+// A table of atoms and its gradient, chunk by chunk, are to stay in the first-level cache, beside some other memory.
+constexpr int64_t least_cache = 32 * 1024, beside_tables = 4 * 1024;
+
+int64_t nearest_cache() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 or less where the system does not know it
+  return std::clamp<int64_t>(bytes, least_cache, 4 * least_cache);
+#else
+  return least_cache;
+#endif
+}
 
 // Two values of bfloat16, the first one in the lower half.
 template <typename A>
@@ -85,7 +98,8 @@ Plan::Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_si
   // Bytes of each atom with which all atoms of a table and of its gradient stay in the cache. Where that is less than
   // this, too little work is done for a non-zero at a time: then atom by atom, with registers for two chunks.
   constexpr int64_t least_bytes = 128;
-  const int64_t vector_bytes = vector * value_size, affordable = cache_bytes / (2 * g.group_code_channels());
+  const auto affordable_of = [&](int64_t cache) { return (cache - beside_tables) / (2 * g.group_code_channels()); };
+  const int64_t vector_bytes = vector * value_size, affordable = affordable_of(least_cache);
   slides_ = affordable >= std::min(least_bytes, together * vector_bytes) && rows_touch && g.dilation_w == 1 &&
             2 * g.stride_w <= g.kernel_w && length < 2 * vector && together <= window_vectors;
   copied_ = slides_ || 4 * segments * per_segment > 5 * together;
@@ -111,9 +125,10 @@ Plan::Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_si
   }
 
   by_atoms_ = affordable < std::min(least_bytes, vectors() * vector_bytes);
-  const int64_t most = slides_     ? vectors()
-                       : by_atoms_ ? chunk_vectors - 1
-                                   : std::clamp<int64_t>(affordable / vector_bytes, 1, chunk_vectors);
+  const int64_t most = slides_ ? vectors()
+                       : by_atoms_
+                           ? chunk_vectors - 1
+                           : std::clamp<int64_t>(affordable_of(nearest_cache()) / vector_bytes, 1, chunk_vectors);
   const int64_t chunks = (vectors() + most - 1) / most;
   for (int64_t c = 0; c < chunks; ++c) chunks_.push_back(vectors() * (c + 1) / chunks - vectors() * c / chunks);
 }
