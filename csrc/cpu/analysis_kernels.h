@@ -328,7 +328,8 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
                                                         accumulate_t<T>* out) {
   using A = accumulate_t<T>;
   using V = Lanes<A>;
-  constexpr int64_t width = vectors * Vector<A>::lanes, bytes = (width + 63) / 64 * 8;
+  constexpr int64_t lanes = Vector<A>::lanes, bytes = 8;
+  static_assert(vectors * lanes <= 64);
   V sum[tile_pixels][vectors] = {};
   Products::template multiply<vectors>(p.patches, 0, Products::size(p.patches), p.weight, tile.pixel, sum,
                                        [&](auto& first) {
@@ -350,12 +351,21 @@ __attribute__((noinline)) accumulate_t<T>* analyze_tile(const PackedAnalysis<T>&
 #pragma GCC unroll 8
   for (int t = 0; t < tile_pixels; ++t) {
     if (!tile.has(t)) continue;
-    Packer<A> packer(next, bytes, width, out);
+    uint64_t word = 0;
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) sum[t][v] = thresholded<one_sided, nonnegative, T>(sum[t][v], theta[v]);
-    packer.add_pixel(sum[t]);
-    out = packer.values;
+    for (int v = 0; v < vectors; ++v) {
+      sum[t][v] = thresholded<one_sided, nonnegative, T>(sum[t][v], theta[v]);
+      word |= uint64_t{nonzero_lanes<A>(sum[t][v])} << v * lanes;
+    }
+    memcpy(next, &word, bytes);
     next += bytes;
+    if (word == 0) continue;  // many pixels have no non-zeros, and those lie together
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      const unsigned bits = word >> v * lanes & ((1u << lanes) - 1);
+      compress(bits, sum[t][v], out);
+      out += bit_count(bits);
+    }
   }
   mask = next;
   return out;

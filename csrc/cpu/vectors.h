@@ -506,23 +506,6 @@ struct Packer {
     compress(bits, v, values);
     values += bit_count(bits);
   }
-  // All vectors of a pixel. Many have no non-zeros, and those lie together.
-  template <int vectors>
-  DSC_HOST_DEVICE void add_pixel(const Lanes<A> (&v)[vectors]) {
-    unsigned bits[vectors], any = 0;
-#pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) {
-      bits[i] = nonzero_lanes<A>(v[i]);
-      set_lane_bits<A>(mask, i, bits[i]);
-      any |= bits[i];
-    }
-    if (!any) return;
-#pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) {
-      compress(bits[i], v[i], values);
-      values += bit_count(bits[i]);
-    }
-  }
 };
 
 // Reads the packed values of a pixel as vectors of atoms.
