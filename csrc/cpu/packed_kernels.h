@@ -157,7 +157,7 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
       with_window(p.patches,
                   SlideSums<A>{p.patches, p.base + first, first, block_size(p.pixels, block),
                                p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
-                               p.table, p.plane, nullptr, nullptr, nullptr, nullptr});
+                               p.table, p.plane, nullptr, nullptr, nullptr});
       continue;
     }
 #endif
@@ -338,7 +338,9 @@ template <typename A>
 void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch) {
   Workspace<A> work(p.atoms, p.patches.vectors, scratch);
   work.make_masks(p.patches);
-  const int64_t bytes = mask_bytes(p.atoms);
+  const int64_t bytes = mask_bytes(p.atoms), spare = p.patches.size % Vector<A>::lanes;
+  // Where patches slide, what dtheta needs is summed in a lane of the gradients that no tap needs.
+  const bool in_lane = p.patches.slides && p.plane && p.gradient && p.grad_theta && spare != 0;
   for (int64_t block = 0; block < block_count(p.pixels); ++block) {
     const int64_t pixels = block_size(p.pixels, block), first = block * block_pixels;
     const int64_t count = p.codes.places[block].count;
@@ -351,24 +353,14 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
     const A* const grad = p.grad.values + p.grad.places[block].first;
     if (p.grad_bias)
       add_sums_by_atom(support, bytes, pixels, count, p.atoms, static_cast<const A*>(nullptr), grad, work, p.grad_bias);
-#if defined(__AVX512F__)
-    if (p.patches.slides && p.plane && p.gradient) {
-      A* const signed_sums = p.grad_theta ? work.rows : nullptr;
-      for (int64_t m = 0; signed_sums && m < p.atoms; ++m) signed_sums[m] = A(0);
-      with_window(p.patches, SlideSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane,
-                                          p.gradient, p.residual, x, signed_sums});
-      for (int64_t m = 0; signed_sums && m < p.atoms; ++m) p.grad_theta[m] -= signed_sums[m];
-      continue;
-    }
-#endif
     const bool together = p.plane && p.gradient && !p.patches.by_atoms && !p.patches.slides;
-    if (p.grad_theta && !together)
+    if (p.grad_theta && !together && !in_lane)
       add_sums_by_atom(support, bytes, pixels, count, p.atoms, x, grad, work, p.grad_theta);
 #if defined(__AVX512F__)
     if (p.patches.slides) {
       if (p.plane || p.gradient)
         with_window(p.patches, SlideSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane,
-                                            p.gradient, p.residual, x, nullptr});
+                                            p.gradient, p.residual, in_lane ? x : nullptr});
       continue;
     }
 #endif
@@ -403,6 +395,11 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
                           GradientByAtoms<A>{work, p.patches.vector, p.gradient, patches, pixels, p.atoms});
       }
     }
+  }
+  A* sum = p.gradient + (p.patches.vectors - 1) * Vector<A>::lanes + spare;
+  for (int64_t m = 0; in_lane && m < p.atoms; ++m, sum += p.patches.vectors * Vector<A>::lanes) {
+    p.grad_theta[m] -= *sum;
+    *sum = A(0);
   }
 }
 

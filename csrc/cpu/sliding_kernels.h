@@ -110,8 +110,9 @@ DSC_HOST_DEVICE void with_window(const Patches& patches, const F& f) {
   }
 }
 
-// plane += the sum over a block's non-zeros of value * atom; gradient of each atom += value * patch of the residual;
-// signed_sums of each atom += sign(code) * value. Plane or gradient may be null; the last is null beside a null.
+// plane += the sum over a block's non-zeros of value * atom; gradient of each atom += value * patch of the residual.
+// Plane or gradient may be null. With codes, beside a null, the lane of a gradient after the patch's += sign(code) * value:
+// there the patch has a one.
 template <typename A>
 struct SlideSums {
   const Patches& patches;
@@ -125,7 +126,6 @@ struct SlideSums {
   A* gradient;
   const A* residual;
   const A* codes;
-  A* signed_sums;
 
   template <int vectors>
   DSC_HOST_DEVICE void run() const {
@@ -138,7 +138,7 @@ struct SlideSums {
       add<vectors, usual, true, false, false>();
     else if (!plane)
       add<vectors, usual, false, true, false>();
-    else if (!signed_sums)
+    else if (!codes)
       add<vectors, usual, true, true, false>();
     else
       add<vectors, usual, true, true, true>();
@@ -150,8 +150,10 @@ struct SlideSums {
     const Slide<A> slide(patches);
     const int64_t columns = patches.segments, step = patches.column;
     const int64_t fresh = usual ? 1 : patches.fresh, mask_size = usual ? 8 : bytes;
+    const unsigned spare = 1u << slide.rest;  // the lane after the patch's
+    const V one = broadcast<A>(A(1)), sign = only_lanes<A>(spare, broadcast<A>(A(-0.0)));
     const A* const atoms = table;  // what is in registers need not be read again after each store
-    A *const gradients = gradient, *const signs = signed_sums;
+    A* const gradients = gradient;
     const A *value = values, *code = codes;
     const uint8_t* mask = support;
     for (int64_t t = 0; t < pixels;) {
@@ -164,22 +166,22 @@ struct SlideSums {
       for (; t < stop; ++t, mask += mask_size) {
         if (with_gradient)
           for (int64_t i = fresh; i > 0; --i, in += step) patch.push(slide, in);
-        V own[vectors] = {};
+        V own[vectors] = {}, last = patch.v[vectors - 1];
+        if (with_signs) last = with_lanes<A>(last, spare, one);
         for_each_nonzero(mask, mask_size, [&](int64_t atom) {
           const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
           V* const sums = reinterpret_cast<V*>(gradients) + atom * vectors;
-          const A scale = *value;
-          if (with_signs) add_signed(code++, value, signs + atom);
+          const A scale = *value++;
+          V end = last;
+          if (with_signs) end = (V)((LaneMask<A>)last ^ ((LaneMask<A>)broadcast<A>(*code++) & (LaneMask<A>)sign));
 #pragma GCC unroll 16
           for (int v = 0; v < vectors; ++v) {
             if (with_sums) own[v] += scale * row[v];
-            if (with_gradient) sums[v] += scale * patch.v[v];
+            if (with_gradient) sums[v] += scale * (v + 1 < vectors ? patch.v[v] : end);
           }
-          ++value;
         });
         if (with_sums) {
-          // NaN times zero is none of the next column.
-          own[vectors - 1] = only_lanes<A>(slide.whole, in_register<A>(own[vectors - 1]));
+          own[vectors - 1] = only_lanes<A>(slide.whole, in_register<A>(own[vectors - 1]));  // NaN times zero is none of the next column
 #pragma GCC unroll 16
           for (int v = 0; v < vectors; ++v) sum.v[v] += own[v];
           for (int64_t i = fresh; i > 0; --i, out += step) sum.pop(slide, out);

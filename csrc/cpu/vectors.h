@@ -272,6 +272,21 @@ DSC_HOST_DEVICE Lanes<A> only_lanes(unsigned mask, const Lanes<A>& v) {
     return (Lanes<A>)_mm512_maskz_mov_pd(static_cast<__mmask8>(mask), (__m512d)v);
 }
 template <typename A>
+DSC_HOST_DEVICE Lanes<A> broadcast(A value) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_set1_ps(value);
+  else
+    return (Lanes<A>)_mm512_set1_pd(value);
+}
+// `other` in the lanes of the mask, v in the others.
+template <typename A>
+DSC_HOST_DEVICE Lanes<A> with_lanes(const Lanes<A>& v, unsigned mask, const Lanes<A>& other) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_mask_mov_ps((__m512)v, static_cast<__mmask16>(mask), (__m512)other);
+  else
+    return (Lanes<A>)_mm512_mask_mov_pd((__m512d)v, static_cast<__mmask8>(mask), (__m512d)other);
+}
+template <typename A>
 DSC_HOST_DEVICE void store_lanes(unsigned mask, const Lanes<A>& v, A* out) {
   if constexpr (sizeof(A) == 4)
     _mm512_mask_storeu_ps(out, static_cast<__mmask16>(mask), (__m512)v);
