@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "packed.h"
 
@@ -95,13 +96,20 @@ struct Units {
   Buffer<A> planes() const { return Buffer<A>(count() * plan.plane_size); }
   A* plane(const Buffer<A>& planes, int64_t u) const { return planes.get() + u * plan.plane_size; }
 
+  // A plane in the memory of a thread. The first has room for those beside it that the analysis kernels read.
+  A* work_plane(char* scratch, int64_t i) const {
+    A* const first = reinterpret_cast<A*>(scratch + kernel_scratch());
+    return i == 0 ? first : first + plan.analysis_planes() + (i - 1) * plan.plane_size;
+  }
+
   // Runs body(unit, scratch) for all units, in parallel.
   template <typename Body>
   void for_each(const Body& body) const {
     const int64_t products = plan.g.code_size() / std::max<int64_t>(1, count()) * plan.g.patch();
     parallel(count(), grain_of(products), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
-      for (int64_t u = begin; u < end; ++u) body(u, scratch.get());
+      with_scratch(begin == 0, [&](char* scratch) {
+        for (int64_t u = begin; u < end; ++u) body(u, scratch);
+      });
     });
   }
 
@@ -118,10 +126,10 @@ struct Units {
   template <typename Body>
   void for_each_share(int64_t shares, const Body& body) const {
     parallel(shares, grain_of(plan.g.code_size() / shares * plan.g.patch()), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
-      for (int64_t share = begin; share < end; ++share)
-        for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u)
-          body(u, share, scratch.get());
+      with_scratch(begin == 0, [&](char* scratch) {
+        for (int64_t share = begin; share < end; ++share)
+          for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u) body(u, share, scratch);
+      });
     });
   }
 
@@ -196,6 +204,23 @@ struct Units {
   }
 
  private:
+  // Of the first thread, from one phase to the next.
+  mutable std::optional<Buffer<char>> scratch_;
+
+  int64_t kernel_scratch() const {
+    return padded(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies, 64);
+  }
+
+  // Calls body with what kernels ask for and three planes.
+  template <typename Body>
+  void with_scratch(bool first, const Body& body) const {
+    std::optional<Buffer<char>> own;
+    std::optional<Buffer<char>>& memory = first ? scratch_ : own;
+    const int64_t planes = plan.analysis_planes() + 2 * plan.plane_size;
+    if (!memory) memory.emplace(kernel_scratch() + planes * static_cast<int64_t>(sizeof(A)));
+    body(memory->get());
+  }
+
   void dense_analysis(int64_t u, A* plane, const AnalysisWeight<T>& weight, const Codes& start, const A* bias,
                       const A* theta, bool one_sided, A scale, bool add, T* dense, char* scratch) const {
     const Unit& unit = plan.units[u];
