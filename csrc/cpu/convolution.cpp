@@ -132,8 +132,8 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
     const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
     c.for_each([&](int64_t u, char* scratch) {
       auto* const plane = c.plane_of(u, compact, scratch);
-      c.threshold_dense(u, plane, packed_weight, bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
-                        one_sided, data<T>(codes), scratch);
+      c.threshold_dense(u, plane, packed_weight, bias ? by_group_bias.get() : nullptr, by_group_theta.get(), one_sided,
+                        data<T>(codes), scratch);
     });
   });
   return codes;

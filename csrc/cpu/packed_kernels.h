@@ -12,7 +12,7 @@
 #pragma once
 
 #include "analysis_kernels.h"
-#include "sliding_kernels.h"
+#include "column_kernels.h"
 
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
@@ -154,10 +154,9 @@ void packed_synthesis(const PackedSynthesis<A>& p, char* scratch) {
     if (p.codes.places[block].count == 0) continue;
 #if defined(__AVX512F__)
     if (p.patches.slides) {
-      with_window(p.patches,
-                  SlideSums<A>{p.patches, p.base + first, first, block_size(p.pixels, block),
-                               p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
-                               p.table, p.plane, nullptr, nullptr, nullptr});
+      run_patches<A>(PatchSums<A>{p.patches, p.base + first, first, block_size(p.pixels, block),
+                                  p.codes.masks + first * bytes, bytes, p.codes.values + p.codes.places[block].first,
+                                  p.table, p.plane, nullptr, nullptr, nullptr});
       continue;
     }
 #endif
@@ -359,8 +358,8 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
 #if defined(__AVX512F__)
     if (p.patches.slides) {
       if (p.plane || p.gradient)
-        with_window(p.patches, SlideSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane,
-                                            p.gradient, p.residual, in_lane ? x : nullptr});
+        run_patches<A>(PatchSums<A>{p.patches, base, first, pixels, support, bytes, grad, p.table, p.plane, p.gradient,
+                                    p.residual, in_lane ? x : nullptr});
       continue;
     }
 #endif
@@ -396,10 +395,10 @@ void packed_backward_analysis(const PackedBackwardAnalysis<A>& p, char* scratch)
       }
     }
   }
-  A* sum = p.gradient + (p.patches.vectors - 1) * Vector<A>::lanes + spare;
-  for (int64_t m = 0; in_lane && m < p.atoms; ++m, sum += p.patches.vectors * Vector<A>::lanes) {
-    p.grad_theta[m] -= *sum;
-    *sum = A(0);
+  for (int64_t m = 0; in_lane && m < p.atoms; ++m) {
+    A& sum = p.gradient[((m + 1) * p.patches.vectors - 1) * Vector<A>::lanes + spare];
+    p.grad_theta[m] -= sum;
+    sum = A(0);
   }
 }
 
@@ -515,8 +514,8 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
     Reader<A> reader{p.grad.masks + first * bytes, p.grad.values + p.grad.places[block].first};
 #if defined(__AVX512F__)
     if (p.patches.slides) {
-      with_window(p.patches, SlideDots<A>{p.patches, p.base + first, first, pixels, support, bytes, atom_vectors,
-                                          values, reader, result, p.table, p.gradient, p.plane});
+      run_patches<A>(PatchDots<A>{p.patches, p.base + first, first, pixels, support, bytes, atom_vectors, values,
+                                  reader, result, p.table, p.gradient, p.plane});
       continue;
     }
 #endif
@@ -564,16 +563,6 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
     }
     memcpy(p.result.values + place, result, count * sizeof(A));
   }
-}
-
-inline int64_t count_bits(const uint8_t* masks, int64_t bytes) {
-  int64_t count = 0;
-  for (int64_t b = 0; b < bytes; b += 8) {
-    uint64_t word;
-    memcpy(&word, masks + b, 8);
-    count += bit_count(word);
-  }
-  return count;
 }
 
 // --- between packed codes -------------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ void sum_planes(const PlaneSum<A>& p) {
       if (source) {
         clear_run(p.from, out);
         put_run<false>(p.to - p.from, source + p.from, A(1), out + p.from);
-        for (int64_t i = p.from; i < p.to; i += 64 / sizeof(A)) __builtin_prefetch(source + ahead * p.compact_column + i);
+        for (int64_t i = p.from; i < p.to; i += 64 / sizeof(A))
+          __builtin_prefetch(source + ahead * p.compact_column + i);
         clear_run(p.column - p.to, out + p.to);
         source += p.compact_column;
       } else {

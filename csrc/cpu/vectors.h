@@ -154,6 +154,9 @@ DSC_HOST_DEVICE void add_four_sums(const Lanes<A> (&v)[4], A* sums) {
   for (int i = 0; i < 4; ++i) sums[i] += sum_of_lanes<A>(v[i]);
 }
 
+// Of 64 bits: for 16 the compiler takes an instruction that waits for what its register had before.
+DSC_HOST_DEVICE int64_t bit_count(uint64_t bits) { return __builtin_popcountll(bits); }
+
 // Calls body(atom) for each set bit of a pixel's mask.
 template <typename Body>
 DSC_HOST_DEVICE void for_each_nonzero(const uint8_t* mask, int64_t bytes, const Body& body) {
@@ -172,6 +175,16 @@ DSC_HOST_DEVICE bool any_nonzero(const uint8_t* mask, int64_t bytes) {
     any |= word;
   }
   return any != 0;
+}
+
+inline int64_t count_bits(const uint8_t* masks, int64_t bytes) {
+  int64_t count = 0;
+  for (int64_t b = 0; b < bytes; b += 8) {
+    uint64_t word;
+    memcpy(&word, masks + b, 8);
+    count += bit_count(word);
+  }
+  return count;
 }
 
 #if defined(__AVX512F__)
@@ -340,6 +353,14 @@ DSC_HOST_DEVICE Lanes<A> join_lanes(const Lanes<A>& a, __m512i index, const Lane
   else
     return (Lanes<A>)_mm512_permutex2var_pd((__m512d)a, index, (__m512d)b);
 }
+// Lanes [from, from + lanes) of a and b side by side, those of the mask alone; 0 in the others.
+template <int from, typename A>
+DSC_HOST_DEVICE Lanes<A> from_lane(unsigned mask, const Lanes<A>& a, const Lanes<A>& b) {
+  if constexpr (sizeof(A) == 4)
+    return (Lanes<A>)_mm512_maskz_alignr_epi32(static_cast<__mmask16>(mask), (__m512i)b, (__m512i)a, from);
+  else
+    return (Lanes<A>)_mm512_maskz_alignr_epi64(static_cast<__mmask8>(mask), (__m512i)b, (__m512i)a, from);
+}
 #elif defined(__AVX2__)
 template <>
 DSC_HOST_DEVICE unsigned nonzero_lanes<float>(const Lanes<float>& v) {
@@ -466,9 +487,6 @@ DSC_HOST_DEVICE void turn(const float* in, int64_t stride, float (&turned)[8][8]
   }
 }
 #endif
-
-// Of 64 bits: for 16 the compiler takes an instruction that waits for what its register had before.
-DSC_HOST_DEVICE int64_t bit_count(uint64_t bits) { return __builtin_popcountll(bits); }
 
 // Bits of lanes [vector * lanes, (vector + 1) * lanes) of a mask.
 template <typename A>
