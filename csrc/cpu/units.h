@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
+#include <mutex>
+#include <vector>
 
 #include "packed.h"
 
@@ -107,7 +108,7 @@ struct Units {
   void for_each(const Body& body) const {
     const int64_t products = plan.g.code_size() / std::max<int64_t>(1, count()) * plan.g.patch();
     parallel(count(), grain_of(products), [&](int64_t begin, int64_t end) {
-      with_scratch(begin == 0, [&](char* scratch) {
+      with_scratch([&](char* scratch) {
         for (int64_t u = begin; u < end; ++u) body(u, scratch);
       });
     });
@@ -126,7 +127,7 @@ struct Units {
   template <typename Body>
   void for_each_share(int64_t shares, const Body& body) const {
     parallel(shares, grain_of(plan.g.code_size() / shares * plan.g.patch()), [&](int64_t begin, int64_t end) {
-      with_scratch(begin == 0, [&](char* scratch) {
+      with_scratch([&](char* scratch) {
         for (int64_t share = begin; share < end; ++share)
           for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u) body(u, share, scratch);
       });
@@ -204,21 +205,32 @@ struct Units {
   }
 
  private:
-  // Of the first thread, from one phase to the next.
-  mutable std::optional<Buffer<char>> scratch_;
+  // Memory that threads have given back, from one phase to the next.
+  mutable std::vector<Buffer<char>> scratch_;
+  mutable std::mutex scratch_mutex_;
 
   int64_t kernel_scratch() const {
     return padded(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies, 64);
   }
 
-  // Calls body with what kernels ask for and three planes.
+  // What kernels ask for and three planes.
+  Buffer<char> take_scratch() const {
+    const std::lock_guard<std::mutex> lock(scratch_mutex_);
+    if (scratch_.empty()) {
+      const int64_t planes = plan.analysis_planes() + 2 * plan.plane_size;
+      return Buffer<char>(kernel_scratch() + planes * static_cast<int64_t>(sizeof(A)));
+    }
+    Buffer<char> memory = std::move(scratch_.back());
+    scratch_.pop_back();
+    return memory;
+  }
+
   template <typename Body>
-  void with_scratch(bool first, const Body& body) const {
-    std::optional<Buffer<char>> own;
-    std::optional<Buffer<char>>& memory = first ? scratch_ : own;
-    const int64_t planes = plan.analysis_planes() + 2 * plan.plane_size;
-    if (!memory) memory.emplace(kernel_scratch() + planes * static_cast<int64_t>(sizeof(A)));
-    body(memory->get());
+  void with_scratch(const Body& body) const {
+    Buffer<char> memory = take_scratch();
+    body(memory.get());
+    const std::lock_guard<std::mutex> lock(scratch_mutex_);
+    scratch_.push_back(std::move(memory));
   }
 
   void dense_analysis(int64_t u, A* plane, const AnalysisWeight<T>& weight, const Codes& start, const A* bias,
