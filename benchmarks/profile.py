@@ -44,10 +44,10 @@ TOOLS = {
 }
 # Kernels by a part of their functions' names, in this order; what matches none is "the rest".
 KERNELS = {
-    "S_D": r"packed_synthesis<|SlideSums<.*true[,.] false[,.] false>",  # perf writes points for its own commas
+    "S_D": r"packed_synthesis<|(Sliding|ColumnByColumn)<.*::add<true[,.] false[,.] false>",  # perf writes points
     "A_W, threshold, pack": r"(packed_analysis(_by)?|analyze_tile)<|sum_columns<",
-    "dW, dtheta, S_W": r"packed_backward_analysis<|(SumAtomsAndGradient|SlideSums)<",
-    "dD, dx": r"packed_backward_synthesis<|(DotAtoms|SlideDots)<",
+    "dW, dtheta, S_W": r"packed_backward_analysis<|SumAtomsAndGradient<|(Sliding|ColumnByColumn)<.*::add<",
+    "dD, dx": r"packed_backward_synthesis<|DotAtoms<|(Sliding|ColumnByColumn)<.*::subtract<",
     "dense codes in and out": r"packed_(to|from)_dense<",
 }
 REST = "the rest"

@@ -20,9 +20,13 @@ def test_samples_are_added_up_by_kernel():
  0.50%  ,[.] dsc::cpu::avx512::sum_columns<float>
  3.00% ,[.] dsc::cpu::avx2::packed_backward_analysis<float>
  10.00% ,[.] dsc::cpu::avx2::SumAtomsAndGradient<float>::add<7. true>
- 2.00% ,[.] dsc::cpu::avx2::DotAtoms<true. float>::run<7>
- 7.00% ,[.] dsc::cpu::avx512::SlideSums<float>::add<4. true. true. true. true>
- 1.50% ,[.] dsc::cpu::avx512::SlideSums<float>::add<4. true. true. false. false>
+ 1.00% ,[.] dsc::cpu::avx2::DotAtoms<true. float>::run<7>
+ 0.75% ,[.] dsc::cpu::avx512::Sliding<float. 4. true>::subtract<true>
+ 0.25% ,[.] dsc::cpu::avx512::ColumnByColumn<float. Columns<float. 3. 9>. true>::subtract<false>
+ 5.00% ,[.] dsc::cpu::avx512::Sliding<float. 4. true>::add<true. true. true>
+ 2.00% ,[.] dsc::cpu::avx512::ColumnByColumn<float. Columns<float. 3. 9>. true>::add<false. true. false>
+ 1.00% ,[.] dsc::cpu::avx512::Sliding<float. 4. true>::add<true. false. false>
+ 0.50% ,[.] dsc::cpu::avx512::ColumnByColumn<float. Columns<float. 3. 9>. true>::add<true. false. false>
  10.00% ,[.] dsc::cpu::avx2::packed_to_dense<float>
  16.50% ,[k] clear_page_erms
 """
