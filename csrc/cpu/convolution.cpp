@@ -85,18 +85,19 @@ struct Convolution : Units<T> {
   explicit Convolution(const Geometry& g) : Units<T>(g) {}
 
   // The part of a signal (compact) that a unit meets.
-  A* plane_of(int64_t u, const Compact<T>& signal, char* scratch) const {
-    A* const plane = this->work_plane(scratch, 0);
-    make_plane(plan, u, signal.get(), static_cast<const A*>(nullptr), A(1), plane, static_cast<A*>(nullptr), false);
+  Buffer<A> plane_of(int64_t u, const Compact<T>& signal) const {
+    Buffer<A> plane(plan.analysis_planes());
+    make_plane(plan, u, signal.get(), static_cast<const A*>(nullptr), A(1), plane.get(), static_cast<A*>(nullptr),
+               false);
     return plane;
   }
 
   // The signal (N, C, *) that is the sum of all units' planes.
   void sum_planes(const Buffer<A>& planes, T* signal) const {
     const CompactSum<T> sum(plan, signal);  // no plane may reach the last rows and columns
-    this->for_each([&](int64_t u, char* scratch) {
-      A* const out = this->work_plane(scratch, 0);
-      make_plane<A>(plan, u, nullptr, this->plane(planes, u), A(1), out, sum.get(), false);
+    this->for_each([&](int64_t u, char*) {
+      const Buffer<A> out(plan.plane_size);
+      make_plane<A>(plan, u, nullptr, this->plane(planes, u), A(1), out.get(), sum.get(), false);
     });
     sum.finish(plan);
   }
@@ -131,9 +132,9 @@ Tensor conv_soft_threshold_cpu(const Tensor& y, const Tensor& weight, const std:
     const auto by_group_theta = c.by_group(data<const T>(thresholds), theta.dim());
     const auto by_group_bias = c.by_group(data<const T>(shift ? *shift : thresholds), bias ? 1 : theta.dim());
     c.for_each([&](int64_t u, char* scratch) {
-      auto* const plane = c.plane_of(u, compact, scratch);
-      c.threshold_dense(u, plane, packed_weight, bias ? by_group_bias.get() : nullptr, by_group_theta.get(), one_sided,
-                        data<T>(codes), scratch);
+      const auto plane = c.plane_of(u, compact);
+      c.threshold_dense(u, plane.get(), packed_weight, bias ? by_group_bias.get() : nullptr, by_group_theta.get(),
+                        one_sided, data<T>(codes), scratch);
     });
   });
   return codes;
@@ -151,8 +152,8 @@ Tensor analysis_cpu(const Tensor& y, const Tensor& weight, const Sizes& stride, 
     const Compact<T> compact(c.plan, data<const T>(signal));
     const AnalysisWeight<T> packed_weight(c.plan, data<const T>(dense_weight), accumulate_t<T>(1));
     c.for_each([&](int64_t u, char* scratch) {
-      auto* const plane = c.plane_of(u, compact, scratch);
-      c.analyze_dense(u, plane, packed_weight, {}, accumulate_t<T>(1), false, data<T>(codes), scratch);
+      const auto plane = c.plane_of(u, compact);
+      c.analyze_dense(u, plane.get(), packed_weight, {}, accumulate_t<T>(1), false, data<T>(codes), scratch);
     });
   });
   return codes;
@@ -201,10 +202,9 @@ Tensor correlation_cpu(const Tensor& y, const Tensor& x, const Sizes& kernel_siz
     c.for_each_share(shares.count, [&](int64_t u, int64_t share, char* scratch) {
       const Unit& unit = c.plan.units[u];
       c.from_dense(u, data<const T>(codes), nullptr, storage.codes(), used, scratch);
-      const A* const plane = c.plane_of(u, compact, scratch);
-      const PackedCodes<A> part = c.part(storage.codes(), u);
+      const auto plane = c.plane_of(u, compact), part = c.part(storage.codes(), u);
       c.kernel.packed_backward_analysis(
-          {unit.pixels, c.atoms(), c.plan.base.data(), c.plan.patches(), part, part, plane, nullptr,
+          {unit.pixels, c.atoms(), c.plan.base.data(), c.plan.patches(), part, part, plane.get(), nullptr,
            shares.of(share) + unit.group * c.plan.table_size(), nullptr, nullptr, nullptr},
           scratch);
     });
@@ -248,12 +248,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
       const PackedCodes<A> x = storage.codes(), gu = gradients.on(x);
       c.from_dense(u, data<const T>(dense_codes), nullptr, x, used, scratch);
       c.from_dense(u, data<const T>(dense_grad), x.masks, gu, gradients_used, scratch);
-      const A* const residual = needs[1] ? c.plane_of(u, compact, scratch) : nullptr;
+      const auto residual = needs[1] ? c.plane_of(u, compact) : Buffer<A>(0);
       A* const plane = needs[0] ? c.plane(planes, u) : nullptr;
       if (plane) std::memset(plane, 0, c.plan.plane_size * sizeof(A));
       const int64_t first_table = unit.group * c.plan.table_size(), first_atom = unit.group * c.atoms();
       c.kernel.packed_backward_analysis(
-          {unit.pixels, c.atoms(), c.plan.base.data(), c.plan.patches(), c.part(x, u), c.part(gu, u), residual,
+          {unit.pixels, c.atoms(), c.plan.base.data(), c.plan.patches(), c.part(x, u), c.part(gu, u), residual.get(),
            table.get() + first_table, needs[1] ? shares.of(share) + first_table : nullptr,
            needs[3] ? thetas.of(share) + first_atom : nullptr, needs[2] ? biases.of(share) + first_atom : nullptr,
            plane},

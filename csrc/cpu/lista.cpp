@@ -255,19 +255,19 @@ void forward(const Problem& p, Solver<T>& s, const Weights<T>& weights, bool one
       s.synthesize(u, z, weights.dictionary.get(), plane, scratch);
     };
     const auto analyze = [&](int64_t u, const A* synthesized, char* scratch) {
-      A* const plane = s.work_plane(scratch, 0);
-      make_plane(plan, u, s.signal.get(), synthesized, A(-1), plane,
+      const Buffer<A> plane(plan.analysis_planes());
+      make_plane(plan, u, s.signal.get(), synthesized, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
-      s.analyze(u, plane, weight, weights.theta[k].get(), one_sided, z, next, used, scratch);
+      s.analyze(u, plane.get(), weight, weights.theta[k].get(), one_sided, z, next, used, scratch);
       if (k + 1 == p.iterations) s.to_dense(u, next, codes, scratch);
     };
     if (z.masks && !together) s.for_each([&](int64_t u, char* scratch) { synthesize(u, s.plane(planes, u), scratch); });
     s.for_each([&](int64_t u, char* scratch) {
       if (!z.masks) return analyze(u, nullptr, scratch);
       if (!together) return analyze(u, s.plane(planes, u), scratch);
-      A* const plane = s.work_plane(scratch, 1);
-      synthesize(u, plane, scratch);
-      analyze(u, plane, scratch);
+      const Buffer<A> plane(plan.plane_size);
+      synthesize(u, plane.get(), scratch);
+      analyze(u, plane.get(), scratch);
     });
     before = x;
     x = next;
@@ -428,15 +428,15 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
     const Unit& unit = plan.units[u];
     const Shares<A>& dW = sums.analysis[keep ? p.weight_of(k) : 0];
     const Shares<double>& dtheta = sums.theta[keep ? k : 0];
-    A* const residual = s.work_plane(scratch, 2);
+    const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0);
     if (wanted.analysis)
-      make_plane<A>(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(), synthesized, A(-1), residual,
-                    nullptr, false);
+      make_plane<A>(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(), synthesized, A(-1),
+                    residual.get(), nullptr, false);
     if (grad_plane) std::memset(grad_plane, 0, plan.plane_size * sizeof(A));
     const int64_t table = unit.group * plan.table_size();
     s.kernel.packed_backward_analysis(
         {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(code(k + 1), u), s.part(grad_u(k), u),
-         residual, weight + table, wanted.analysis ? dW.of(share) + table : nullptr,
+         residual.get(), weight + table, wanted.analysis ? dW.of(share) + table : nullptr,
          wanted.theta ? dtheta.of(share) + unit.group * s.atoms() : nullptr, nullptr, grad_plane},
         scratch);
   };
@@ -453,17 +453,17 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
   const auto end_step = [&](int64_t k, int64_t u, int64_t share, const A* grad_plane, int64_t* used, int64_t* moved,
                             char* scratch) {
     const Unit& unit = plan.units[u];
-    A* const plane = s.work_plane(scratch, 0);
-    make_plane<A>(plan, u, nullptr, grad_plane, A(1), plane, wanted.y ? grad_y.get() : nullptr, true);
+    const Buffer<A> plane(wanted.x0 ? plan.analysis_planes() : plan.plane_size);
+    make_plane<A>(plan, u, nullptr, grad_plane, A(1), plane.get(), wanted.y ? grad_y.get() : nullptr, true);
     const int64_t table = unit.group * plan.table_size();
     const PackedCodes<A> z = start_of(k), grad_z = (separate ? z_gradients[k % 2] : gradients[(k + 1) % 2]).on(z);
     if (k > 0 || (p.x0 && wanted.dictionary))
       s.kernel.packed_backward_synthesis(
-          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u(k), u), plane,
+          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u(k), u), plane.get(),
            weights.dictionary.get() + table, wanted.dictionary ? sums.dictionary.of(share) + table : nullptr,
            weights.negative_taps.get() + unit.group * s.width() * plan.g.patch(), s.part(grad_z, u), used},
           scratch);
-    add_grad_x0(k, u, plane, scratch);
+    add_grad_x0(k, u, plane.get(), scratch);
     if (k == 0 || !separate) return;
     // z_j = (1 + w) x_j - w x_{j-1}: x_j has its part in z_j and in z_{j+1}.
     const A w = weight_of_momentum(k), w_after = k < last ? weight_of_momentum(k + 1) : A(0);
@@ -500,11 +500,11 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
         return begin_step(k, u, share, weight, recompute ? s.plane(code_planes, u) : nullptr,
                           goes_on || wanted.analysis ? s.plane(planes[k % 2], u) : nullptr, scratch);
       }
-      A *const synthesized = s.work_plane(scratch, 0), *const plane = s.work_plane(scratch, 1);
-      prepare(u, synthesized, scratch);
-      begin_step(k, u, share, weight, recompute ? synthesized : nullptr, goes_on || wanted.analysis ? plane : nullptr,
-                 scratch);
-      if (goes_on) end_step(k, u, share, plane, used, moved, scratch);
+      const Buffer<A> synthesized(recompute ? plan.plane_size : 0), plane(plan.plane_size);
+      prepare(u, synthesized.get(), scratch);
+      begin_step(k, u, share, weight, recompute ? synthesized.get() : nullptr,
+                 goes_on || wanted.analysis ? plane.get() : nullptr, scratch);
+      if (goes_on) end_step(k, u, share, plane.get(), used, moved, scratch);
     });
     if (keep) continue;
     sums.add_analysis(plan, s.kernel.lanes, 0, p.weight_of(k), wanted);

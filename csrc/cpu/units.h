@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
-#include <vector>
 
 #include "packed.h"
 
@@ -97,20 +95,13 @@ struct Units {
   Buffer<A> planes() const { return Buffer<A>(count() * plan.plane_size); }
   A* plane(const Buffer<A>& planes, int64_t u) const { return planes.get() + u * plan.plane_size; }
 
-  // A plane in the memory of a thread. The first has room for those beside it that the analysis kernels read.
-  A* work_plane(char* scratch, int64_t i) const {
-    A* const first = reinterpret_cast<A*>(scratch + kernel_scratch());
-    return i == 0 ? first : first + plan.analysis_planes() + (i - 1) * plan.plane_size;
-  }
-
   // Runs body(unit, scratch) for all units, in parallel.
   template <typename Body>
   void for_each(const Body& body) const {
     const int64_t products = plan.g.code_size() / std::max<int64_t>(1, count()) * plan.g.patch();
     parallel(count(), grain_of(products), [&](int64_t begin, int64_t end) {
-      with_scratch([&](char* scratch) {
-        for (int64_t u = begin; u < end; ++u) body(u, scratch);
-      });
+      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
+      for (int64_t u = begin; u < end; ++u) body(u, scratch.get());
     });
   }
 
@@ -127,10 +118,10 @@ struct Units {
   template <typename Body>
   void for_each_share(int64_t shares, const Body& body) const {
     parallel(shares, grain_of(plan.g.code_size() / shares * plan.g.patch()), [&](int64_t begin, int64_t end) {
-      with_scratch([&](char* scratch) {
-        for (int64_t share = begin; share < end; ++share)
-          for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u) body(u, share, scratch);
-      });
+      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
+      for (int64_t share = begin; share < end; ++share)
+        for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u)
+          body(u, share, scratch.get());
     });
   }
 
@@ -205,34 +196,6 @@ struct Units {
   }
 
  private:
-  // Memory that threads have given back, from one phase to the next.
-  mutable std::vector<Buffer<char>> scratch_;
-  mutable std::mutex scratch_mutex_;
-
-  int64_t kernel_scratch() const {
-    return padded(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies, 64);
-  }
-
-  // What kernels ask for and three planes.
-  Buffer<char> take_scratch() const {
-    const std::lock_guard<std::mutex> lock(scratch_mutex_);
-    if (scratch_.empty()) {
-      const int64_t planes = plan.analysis_planes() + 2 * plan.plane_size;
-      return Buffer<char>(kernel_scratch() + planes * static_cast<int64_t>(sizeof(A)));
-    }
-    Buffer<char> memory = std::move(scratch_.back());
-    scratch_.pop_back();
-    return memory;
-  }
-
-  template <typename Body>
-  void with_scratch(const Body& body) const {
-    Buffer<char> memory = take_scratch();
-    body(memory.get());
-    const std::lock_guard<std::mutex> lock(scratch_mutex_);
-    scratch_.push_back(std::move(memory));
-  }
-
   void dense_analysis(int64_t u, A* plane, const AnalysisWeight<T>& weight, const Codes& start, const A* bias,
                       const A* theta, bool one_sided, A scale, bool add, T* dense, char* scratch) const {
     const Unit& unit = plan.units[u];
