@@ -125,6 +125,7 @@ CASES = {
     "sliding by almost two": Convolution(1, 1, 30, (36, 12), (31, 2), padding=(3, 1)),
     "long rows": Convolution(1, 1, 100, (5, 210), (7, 7), padding=3),  # of more than a block
     "columns of 2 KiB": Convolution(1, 4, 12, (62, 5), (3, 3), padding=1),
+    "column by column": Convolution(2, 3, 70, (13, 21), (3, 3), padding=1),  # float32, as "sliding" is
 }
 over_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -227,7 +228,19 @@ def check_mean_error(case: Convolution, density: float, dtype: torch.dtype, **ki
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize(
     "name",
-    ["in place", "copied", "chunks", "by atoms", "63 atoms", "1-D strides", "strips", "sliding by two", "long rows"],
+    [
+        "in place",
+        "copied",
+        "chunks",
+        "by atoms",
+        "63 atoms",
+        "1-D strides",
+        "strips",
+        "sliding",
+        "sliding by two",
+        "long rows",
+        "column by column",
+    ],
 )
 def test_float32_is_as_exact_as_eager(name, density, capability):
     check_mean_error(CASES[name], density, torch.float32, x0=True, momentum="fista")
