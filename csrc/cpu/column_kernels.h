@@ -29,18 +29,12 @@ struct Slide {
       : index(lanes_from<A>(p.length % lanes)),
         far(p.length >= lanes),
         rest(p.size - (p.vectors - 1) * lanes),
-        whole(between(0, rest)),
-        last(between(rest, rest + p.length)),
-        after(between(0, rest + p.length - lanes)),
-        beyond(between(0, rest + p.length - 2 * lanes)),
-        own(between(0, p.length)),
-        own_next(between(0, p.length - lanes)) {}
-
-  static unsigned between(int64_t from, int64_t to) {
-    unsigned bits = 0;
-    for (int64_t lane = from; lane < to && lane < lanes; ++lane) bits |= 1u << lane;
-    return bits;
-  }
+        whole(lanes_between(0, rest)),
+        last(lanes_between(rest, rest + p.length)),
+        after(lanes_between(0, rest + p.length - lanes)),
+        beyond(lanes_between(0, rest + p.length - 2 * lanes)),
+        own(lanes_between(0, p.length)),
+        own_next(lanes_between(0, p.length - lanes)) {}
 };
 
 template <int vectors, typename A>
@@ -191,18 +185,12 @@ struct Columns {
   static constexpr int lanes = Vector<A>::lanes, vectors = (columns * length + lanes - 1) / lanes;
   static_assert(length <= lanes);
 
-  static constexpr unsigned between(int from, int to) {
-    unsigned bits = 0;
-    for (int lane = from > 0 ? from : 0; lane < to && lane < lanes; ++lane) bits |= 1u << lane;
-    return bits;
-  }
-
   template <int column = 0>
   DSC_HOST_DEVICE static void load(const A* in, int64_t step, V (&patch)[vectors]) {
     constexpr int v = column * length / lanes, at = column * length % lanes;
-    patch[v] = load_lanes<A>(at == 0 ? V{} : patch[v], between(at, at + length), in - at);
+    patch[v] = load_lanes<A>(at == 0 ? V{} : patch[v], lanes_between(at, at + length), in - at);
     if constexpr (at + length > lanes)
-      patch[v + 1] = load_lanes<A>(V{}, between(0, at + length - lanes), in + (lanes - at));
+      patch[v + 1] = load_lanes<A>(V{}, lanes_between(0, at + length - lanes), in + (lanes - at));
     if constexpr (column + 1 < columns) load<column + 1>(in + step, step, patch);
   }
 
@@ -210,7 +198,7 @@ struct Columns {
   DSC_HOST_DEVICE static void add(A* out, int64_t step, const V (&sum)[vectors]) {
     constexpr int v = column * length / lanes, at = column * length % lanes;
     constexpr int next = at + length > lanes ? v + 1 : v;
-    *reinterpret_cast<V*>(out) += from_lane<at, A>(between(0, length), sum[v], sum[next]);
+    *reinterpret_cast<V*>(out) += from_lane<at, A>(lanes_between(0, length), sum[v], sum[next]);
     if constexpr (column + 1 < columns) add<column + 1>(out + step, step, sum);
   }
 };

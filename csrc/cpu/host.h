@@ -6,6 +6,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -84,6 +85,22 @@ inline int64_t grain_of(int64_t products_per_task) {
 template <typename Body>
 void parallel(int64_t size, int64_t grain, const Body& body) {
   if (size > 0) torch::stable::parallel_for(0, size, grain, body);
+}
+
+// Runs tasks of unequal length, [0, size): each thread has a range of them, and one that is done takes over what others
+// have not begun. start() gives a thread its task(i).
+template <typename Start>
+void parallel_tasks(int64_t size, int64_t grain, const Start& start) {
+  const bool alone = size <= grain;
+  std::vector<std::atomic<bool>> taken(alone ? 0 : static_cast<size_t>(size));
+  parallel(size, grain, [&](int64_t begin, int64_t end) {
+    auto task = start();
+    const auto take = [&](int64_t i) {
+      if (alone || !taken[static_cast<size_t>(i)].exchange(true, std::memory_order_relaxed)) task(i);
+    };
+    for (int64_t i = begin; i < end; ++i) take(i);
+    for (int64_t i = alone ? 0 : size; i-- > 0;) take(i);  // of the others those first that they come to last
+  });
 }
 
 }  // namespace dsc::cpu

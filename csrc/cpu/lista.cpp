@@ -197,10 +197,10 @@ void for_each_slice(const Problem& p, bool parallel_slices, const Body& body) {
     std::optional<Solver<T>> solver;
     return run(0, slices, 0, solver);
   }
-  parallel(Problem::slice_groups, 1, [&](int64_t begin, int64_t end) {
-    std::optional<Solver<T>> solver;
-    for (int64_t group = begin; group < end; ++group)
+  parallel_tasks(Problem::slice_groups, 1, [&] {
+    return [&, solver = std::optional<Solver<T>>()](int64_t group) mutable {
       run(slices * group / Problem::slice_groups, slices * (group + 1) / Problem::slice_groups, group, solver);
+    };
   });
 }
 

@@ -99,10 +99,8 @@ struct Units {
   template <typename Body>
   void for_each(const Body& body) const {
     const int64_t products = plan.g.code_size() / std::max<int64_t>(1, count()) * plan.g.patch();
-    parallel(count(), grain_of(products), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
-      for (int64_t u = begin; u < end; ++u) body(u, scratch.get());
-    });
+    parallel_tasks(count(), grain_of(products),
+                   [&] { return [&, scratch = working_memory()](int64_t u) { body(u, scratch.get()); }; });
   }
 
   // How many shares gradients of weights have, `tables` tables for each: few enough that adding them up costs little,
@@ -117,11 +115,11 @@ struct Units {
   // Runs body(unit, share, scratch) for all units, in parallel over shares.
   template <typename Body>
   void for_each_share(int64_t shares, const Body& body) const {
-    parallel(shares, grain_of(plan.g.code_size() / shares * plan.g.patch()), [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
-      for (int64_t share = begin; share < end; ++share)
+    parallel_tasks(shares, grain_of(plan.g.code_size() / shares * plan.g.patch()), [&] {
+      return [&, scratch = working_memory()](int64_t share) {
         for (int64_t u = count() * share / shares; u < count() * (share + 1) / shares; ++u)
           body(u, share, scratch.get());
+      };
     });
   }
 
@@ -196,6 +194,10 @@ struct Units {
   }
 
  private:
+  Buffer<char> working_memory() const {  // of a thread
+    return Buffer<char>(kernel.workspace_size(atoms(), plan.vectors()) + plan.patches().copies);
+  }
+
   void dense_analysis(int64_t u, A* plane, const AnalysisWeight<T>& weight, const Codes& start, const A* bias,
                       const A* theta, bool one_sided, A scale, bool add, T* dense, char* scratch) const {
     const Unit& unit = plan.units[u];
