@@ -141,10 +141,11 @@ class Walk(RuleBasedStateMachine):
     def products(self, name: str, options: dict) -> int:
         """How many products, and other terms, the longest chain of sums of a function adds up."""
         c, others = self.case, 4  # the signal, the code before, bias and threshold
-        taps = int(np.prod(c.kernel)) // c.groups
+        taps = int(np.prod(c.kernel))
+        of_analysis, of_synthesis = taps * c.channels // c.groups, taps * c.atoms // c.groups
         if name in ("lista", "lista_step"):
-            return options.get("iterations", 1) * (taps * (c.channels + c.atoms) + others)
-        return taps * (c.atoms if name == "synthesis" else c.channels) + others
+            return options.get("iterations", 1) * (of_analysis + of_synthesis + others)
+        return (of_synthesis if name == "synthesis" else of_analysis) + others
 
     # --- the comparison -----------------------------------------------------------------------------------------------
 
