@@ -91,15 +91,14 @@ void parallel(int64_t size, int64_t grain, const Body& body) {
 // have not begun. start() gives a thread its task(i).
 template <typename Start>
 void parallel_tasks(int64_t size, int64_t grain, const Start& start) {
-  const bool alone = size <= grain;
-  std::vector<std::atomic<bool>> taken(alone ? 0 : static_cast<size_t>(size));
+  std::vector<std::atomic<bool>> taken(static_cast<size_t>(size));
   parallel(size, grain, [&](int64_t begin, int64_t end) {
     auto task = start();
     const auto take = [&](int64_t i) {
-      if (alone || !taken[static_cast<size_t>(i)].exchange(true, std::memory_order_relaxed)) task(i);
+      if (!taken[static_cast<size_t>(i)].exchange(true, std::memory_order_relaxed)) task(i);
     };
     for (int64_t i = begin; i < end; ++i) take(i);
-    for (int64_t i = alone ? 0 : size; i-- > 0;) take(i);  // of the others those first that they come to last
+    for (int64_t i = size; i-- > 0;) take(i);  // of the others those first that they come to last
   });
 }
 
