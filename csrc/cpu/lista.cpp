@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "convolution.h"
+#include "tape_memory.h"
 #include "units.h"
 
 namespace dsc::cpu {
@@ -282,7 +283,7 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   const Tensor codes = torch::stable::new_empty(y, p.code_sizes);
   const int64_t bytes = visit_dtype(
       y, [&](auto zero) { return TapeLayout(p.geometry, p.iterations, sizeof(accumulate_t<decltype(zero)>)).bytes; });
-  const Tensor tape = torch::stable::new_empty(y, {keep_tape ? bytes : 0}, ScalarType::Byte);
+  const Tensor tape = tape_memory(y, keep_tape ? bytes : 0);
   // Where one thread does it all, equal calls give equal tapes, which tools that compare an operator's results expect.
   use_large_pages(data<char>(codes), codes.numel() * static_cast<int64_t>(codes.element_size()));
   if (keep_tape) use_large_pages(data<char>(tape), bytes);
