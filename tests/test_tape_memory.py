@@ -39,6 +39,9 @@ def gradients(*arguments: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(functional.lista(*leaves, padding=1).square().sum(), leaves)
 
 
+@pytest.mark.supports(
+    "memory", "a large tape's memory is used again, by one tape at a time (Linux, torch 2.11 or later)"
+)
 @kept
 def test_a_freed_tape_leaves_its_memory_to_the_next_of_its_size_or_less():
     # What a tape does not use keeps what stood there before, unless the system was short of memory meanwhile.
@@ -63,6 +66,9 @@ def test_what_is_kept_is_no_more_than_there_were_tapes_at_once():
     assert mapped() - before < 2.5 * tape_of(*problem(390)).numel()
 
 
+@pytest.mark.supports(
+    "memory", "a large tape's memory is used again, by one tape at a time (Linux, torch 2.11 or later)"
+)
 def test_tapes_that_live_at_once_have_memory_of_their_own():
     problems = [problem(size) for size in (150, 140, 150, 160)]
     for _ in range(3):  # in the second and third round there is memory from the one before
