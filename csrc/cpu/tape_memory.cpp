@@ -41,9 +41,7 @@ class FreeBlocks {
       munmap(block.memory, block.bytes);
     }
     void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return {nullptr, 0};
-    use_large_pages(memory, static_cast<int64_t>(bytes));
-    return {memory, bytes};
+    return memory == MAP_FAILED ? Block{} : Block{memory, bytes};
   }
 
   void give(const Block& block) {
