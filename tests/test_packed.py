@@ -106,10 +106,10 @@ CASES = {
     "1-D": Convolution(2, 1, 30, (301,), (33,), padding=16),
     "1-D strides": Convolution(3, 4, 20, (210,), (9,), stride=2, dilation=3, groups=2, padding=7),
     "strips": Convolution(1, 3, 64, (34, 31), (7, 7), padding="same"),  # 4 units in one image
-    "strips of two images": Convolution(2, 2, 100, (36, 28), (5, 5), padding=2, stride=(1, 2)),
+    "strips of two images": Convolution(2, 2, 100, (36, 56), (5, 5), padding=2, stride=(1, 2)),
     "kernel beyond strips": Convolution(1, 4, 66, (44, 22), (23, 2), padding=(11, 0)),
     "strips of a 1-D signal": Convolution(1, 1, 64, (3100,), (33,), padding="same"),
-    "strips of groups": Convolution(1, 4, 128, (31, 34), (7, 5), groups=2, padding=(3, 2), dilation=(1, 2)),
+    "strips of groups": Convolution(1, 4, 128, (41, 34), (7, 5), groups=2, padding=(3, 2), dilation=(1, 2)),
     "images together": Convolution(11, 2, 40, (9, 8), (3, 3), padding=1),  # and fewer in the last unit
     "many images": Convolution(67, 1, 12, (6, 5), (3, 3)),
     "rows": Convolution(230, 7, 37, (1,), (1,)),  # a unit of 192, and the rest
@@ -299,14 +299,38 @@ def test_the_same_bits_of_slices_that_threads_take_alone(name):
     check_bits(OWN_SLICES[name])
 
 
-def check_bits(case: Convolution) -> None:
-    arguments, options = problem(case, 0.1, momentum="fista", x0=True)
-    grad = torch.randn_like(arguments["x0"])
+# Images cut into strips: a thread with four or more of them takes them one by one, else all threads share all.
+OWN_IMAGES = {
+    "own images": Convolution(4, 2, 100, (36, 56), (5, 5), padding=2, stride=(1, 2)),
+    "own images, for two threads": Convolution(9, 1, 64, (42, 41), (7, 7), padding="same"),
+    "own signals": Convolution(7, 1, 64, (2100,), (33,), padding=16),  # residuals on the tape
+    "own images with few shares": Convolution(4, 3, 128, (50, 50), (11, 11), padding=5),  # eight strips, two shares
+    "never own: groups": Convolution(4, 4, 128, (41, 34), (7, 5), groups=2, padding=(3, 2), dilation=(1, 2)),
+}
+
+
+@pytest.mark.supports("numbers", "the same bits for any number of threads")
+@pytest.mark.parametrize(
+    "kind", [dict(momentum="fista", x0=True), dict(tied=True), dict(iterations=4)], ids=["fista", "tied", "zero"]
+)
+@pytest.mark.parametrize("name", OWN_IMAGES)
+def test_the_same_bits_of_images_that_threads_take_alone(name, kind):
+    check(OWN_IMAGES[name], 0.1, **kind)
+    check_bits(OWN_IMAGES[name], **kind)
+
+
+def check_bits(case: Convolution, **kind) -> None:
+    """Whatever number of threads a tape was written with, too."""
+    arguments, options = problem(case, 0.1, **(kind or dict(momentum="fista", x0=True)))
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (2, 1, 2, 3, 3):
-            torch.set_num_threads(threads)
-            results.append(numerics.evaluate(functional.lista, arguments, options, torch.float32, grad))
+        for forward, backward in ((2, 2), (1, 1), (2, 2), (1, 3), (3, 1), (2, 1)):
+            leaves = {key: value.float().requires_grad_() for key, value in arguments.items()}
+            torch.set_num_threads(forward)
+            codes = functional.lista(**leaves, **options)
+            grad = torch.randn(codes.shape, generator=torch.Generator().manual_seed(0))
+            torch.set_num_threads(backward)
+            results.append([codes, *torch.autograd.grad(codes, list(leaves.values()), grad)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

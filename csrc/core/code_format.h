@@ -31,9 +31,9 @@ struct Place {
 
 DSC_HOST_DEVICE int64_t mask_bytes(int64_t atoms) { return (atoms + 63) / 64 * 8; }
 
-// Of an iteration, the place of a slice's first block, by the slice's first pixel. Units have 192 pixels and more, but
-// for one a group and slice, and a group of a slice has as many, but in the last: so q pixels have at most q / 48
-// blocks, in the last slice q / 64 and one a group.
+// Of an iteration, the place of a slice's first block, by the slice's first pixel, and in a slice that of an image
+// which is cut into strips. Units have 192 pixels and more, but for one a group and slice, or image, and a group of a
+// slice has as many, but in the last: so q pixels have at most q / 48 blocks, in the last slice q / 64 and one a group.
 DSC_HOST_DEVICE int64_t first_place(int64_t pixel) { return pixel / 32; }
 
 struct TapeLayout {

@@ -198,8 +198,9 @@ Tensor correlation_cpu(const Tensor& y, const Tensor& x, const Sizes& kernel_siz
     const Compact<T> compact(c.plan, data<const T>(signal));
     Storage<A> storage(c.plan);
     int64_t* const used = storage.restart();
-    const Shares<A> shares(c.share_count(1), g.groups * c.plan.table_size());
-    c.for_each_share(shares.count, [&](int64_t u, int64_t share, char* scratch) {
+    const int64_t count = c.share_count(1, g.batch);
+    const Shares<A> shares(count, g.groups * c.plan.table_size(), count);
+    c.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
       const Unit& unit = c.plan.units[u];
       c.from_dense(u, data<const T>(codes), nullptr, storage.codes(), used, scratch);
       const auto plane = c.plane_of(u, compact), part = c.part(storage.codes(), u);
@@ -240,9 +241,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
     const auto planes = needs[0] ? c.planes() : Buffer<A>(0);
     Storage<A> storage(c.plan), gradients(c.plan);
     int64_t *const used = storage.restart(), *const gradients_used = gradients.restart();
-    const int64_t count = c.share_count(needs[1]);
-    const Shares<A> shares(count, needs[1] ? g.groups * c.plan.table_size() : 0);
-    const Shares<double> biases(count, needs[2] ? g.code_channels : 0), thetas(count, needs[3] ? g.code_channels : 0);
+    const int64_t count = c.share_count(needs[1], g.batch);
+    const Shares<A> shares(count, needs[1] ? g.groups * c.plan.table_size() : 0, count);
+    const Shares<double> biases(count, needs[2] ? g.code_channels : 0, count);
+    const Shares<double> thetas(count, needs[3] ? g.code_channels : 0, count);
     c.for_each_share(count, [&](int64_t u, int64_t share, char* scratch) {
       const Unit& unit = c.plan.units[u];
       const PackedCodes<A> x = storage.codes(), gu = gradients.on(x);
@@ -260,11 +262,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_soft_threshold_backward_cpu(cons
           scratch);
     });
     if (needs[0]) c.sum_planes(planes, data<T>(grad_y));
+    const std::vector<double> bias_sum = biases.sum(), theta_sum = thetas.sum();  // empty where not asked for
     double all = 0;
-    for (int64_t m = 0; m < g.code_channels; ++m) {
-      if (needs[2]) data<T>(grad_bias)[m] = store<T>(static_cast<A>(biases.sum(m)));
-      if (needs[3] && theta.dim() == 1) data<T>(grad_theta)[m] = store<T>(static_cast<A>(thetas.sum(m)));
-      if (needs[3]) all += thetas.sum(m);
+    for (size_t m = 0; m < bias_sum.size(); ++m) data<T>(grad_bias)[m] = store<T>(static_cast<A>(bias_sum[m]));
+    for (size_t m = 0; m < theta_sum.size(); ++m) {
+      if (theta.dim() == 1) data<T>(grad_theta)[m] = store<T>(static_cast<A>(theta_sum[m]));
+      all += theta_sum[m];
     }
     if (needs[3] && theta.dim() == 0) data<T>(grad_theta)[0] = store<T>(static_cast<A>(all));
     return needs[1] ? gradient_of<T>(c, shares, y, sizes(weight)) : wanted(1, {});

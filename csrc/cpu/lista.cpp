@@ -10,8 +10,8 @@
 //
 // A slice of the batch goes through all steps before the next one starts, so that what lies between the steps takes the
 // memory of a slice, not of the batch, and is still in a cache when it is read. Where there are many images, a slice is
-// as small as a unit, and threads take slices, which never wait for each other; else threads share the units of a
-// phase.
+// as small as a unit, or one image cut into units, and threads take slices, which never wait for each other; else
+// threads share the units of a phase.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -28,7 +28,8 @@ using Sizes = std::vector<int64_t>;
 // The arguments that forward and backward share, checked and made contiguous.
 struct Problem {
   Geometry geometry;
-  int64_t first = 0;  // image of the tensors that is the first of this problem
+  int64_t batch;      // images of the tensors
+  int64_t first = 0;  // which of them is the first of this problem
   int64_t iterations;
   Sizes code_sizes;
   Tensor y, dictionary, analysis, theta;
@@ -39,6 +40,7 @@ struct Problem {
           const std::optional<Tensor>& x0_, const std::vector<double>& momentum_, const Sizes& stride,
           const Sizes& padding, const Sizes& dilation, int64_t groups)
       : geometry(make_geometry(sizes(y_), sizes(dictionary_), stride, padding, dilation, groups)),
+        batch(geometry.batch),
         iterations(theta_.dim() == 2 ? theta_.size(0) : 0),
         code_sizes(code_shape(geometry, y_.dim())),
         y(torch::stable::contiguous(y_)),
@@ -63,15 +65,25 @@ struct Problem {
     x0 = torch::stable::contiguous(*x0_);
   }
 
-  // Slices are the same problem for some of the images. Gradients of weights are collected in as many groups of
-  // slices, each of which has tables for all steps; that is too much memory where atoms are long.
-  static constexpr int64_t slice_groups = 16;
-  // How many images a slice has that one thread takes through all steps, or 0 where that does not pay. The tape is laid
-  // out by slices, so it does not depend on what is asked for.
-  int64_t images_of_thread() const {
-    constexpr int64_t most_bytes = int64_t{4} << 20;
-    const int64_t table = geometry.code_channels * (geometry.patch() + 16) * 4;  // bytes, about
-    return slice_groups * (analysis.size(0) + 1) * table <= most_bytes ? images_of_unit(geometry) : 0;
+  // Slices are the same problem for some of the images. Where one thread takes a slice through all steps, gradients of
+  // weights are collected in groups of slices, each of which has tables for all steps; where atoms are long that is too
+  // much memory. Without groups, threads share the units of a slice.
+  struct Slices {
+    int64_t images, strips, groups;  // strips of an image, those of the whole batch
+    int64_t count(int64_t batch) const { return (batch + images - 1) / images; }
+  };
+  // The tape is laid out by slices, so the choice is by shapes alone. Only images that are cut into strips depend on
+  // the number of threads: slices of one image have the same units, sums and tape as one slice of all images.
+  Slices slices() const {
+    constexpr int64_t most_groups = 16, most_bytes = int64_t{4} << 20, least_images = 4;  // of a thread
+    const int64_t table = geometry.code_channels * (geometry.patch() + 16) * 4;           // bytes, about
+    Slices slices{images_of_unit(geometry), strips_of_image(geometry), 0};
+    if (slices.strips > 1 && geometry.groups == 1 && geometry.batch >= least_images * torch::stable::get_num_threads())
+      slices.images = 1;
+    if (slices.images > 0) slices.groups = std::min(most_groups, slices.count(geometry.batch));
+    if (slices.groups == 0 || slices.groups * (analysis.size(0) + 1) * table > most_bytes)
+      return {images_of_slice(geometry), slices.strips, 0};
+    return slices;
   }
   Problem slice(int64_t from, int64_t images) const {
     Problem slice = *this;
@@ -159,7 +171,7 @@ struct Solver : Units<T> {
   // Of what lies between the steps, the same memory for one slice after the other: the system clears what is new.
   std::vector<Storage<A>> between;
 
-  Solver(const Problem& p, bool whole) : Units<T>(p.geometry, whole) { load(p); }
+  Solver(const Problem& p, int64_t strips) : Units<T>(p.geometry, strips) { load(p); }
 
   void reserve_between(int64_t count) {
     while (static_cast<int64_t>(between.size()) < count) between.emplace_back(this->plan);
@@ -178,29 +190,27 @@ struct Solver : Units<T> {
   }
 };
 
-// Calls body(solver, problem, group) for every slice: of one unit each, in parallel, or one after the other (group 0).
+// Calls body(solver, problem, group) for every slice: in parallel over groups, or one after the other (group 0).
 template <typename T, typename Body>
-void for_each_slice(const Problem& p, bool parallel_slices, const Body& body) {
-  const int64_t batch = p.geometry.batch;
-  const int64_t images = parallel_slices ? p.images_of_thread() : images_of_slice(p.geometry);
-  const int64_t slices = (batch + images - 1) / images;
+void for_each_slice(const Problem& p, const Problem::Slices& slices, const Body& body) {
+  const int64_t count = slices.count(p.geometry.batch);
   const auto run = [&](int64_t begin, int64_t end, int64_t group, std::optional<Solver<T>>& solver) {
     for (int64_t i = begin; i < end; ++i) {
-      const Problem slice = p.slice(i * images, images);
+      const Problem slice = p.slice(i * slices.images, slices.images);
       if (solver && solver->plan.g.batch == slice.geometry.batch)
         solver->load(slice);
       else
-        solver.emplace(slice, parallel_slices);
+        solver.emplace(slice, slices.groups > 0 ? slices.strips : strips_of_image(slice.geometry));
       body(*solver, slice, group);
     }
   };
-  if (!parallel_slices) {
+  if (slices.groups == 0) {
     std::optional<Solver<T>> solver;
-    return run(0, slices, 0, solver);
+    return run(0, count, 0, solver);
   }
-  parallel_tasks(Problem::slice_groups, 1, [&] {
+  parallel_tasks(slices.groups, 1, [&] {
     return [&, solver = std::optional<Solver<T>>()](int64_t group) mutable {
-      run(slices * group / Problem::slice_groups, slices * (group + 1) / Problem::slice_groups, group, solver);
+      run(count * group / slices.groups, count * (group + 1) / slices.groups, group, solver);
     };
   });
 }
@@ -290,10 +300,10 @@ std::tuple<Tensor, Tensor> lista_cpu(const Tensor& y, const Tensor& dictionary, 
   if (keep_tape && bytes <= 65536) std::memset(data<char>(tape), 0, bytes);
   visit_dtype(y, [&](auto zero) {
     using T = decltype(zero);
-    const bool parallel_slices = p.images_of_thread() > 0;
-    const Weights<T> weights(p, Units<T>(p.geometry, parallel_slices), parallel_slices);
+    const Problem::Slices slices = p.slices();
+    const Weights<T> weights(p, Units<T>(p.geometry, slices.strips), slices.groups > 0);
     int64_t used = 0;
-    for_each_slice<T>(p, parallel_slices, [&](Solver<T>& solver, const Problem& slice, int64_t) {
+    for_each_slice<T>(p, slices, [&](Solver<T>& solver, const Problem& slice, int64_t) {
       std::optional<Tape<accumulate_t<T>>> kept;
       if (keep_tape) kept.emplace(slice, p.geometry, tape);
       forward<T>(slice, solver, weights, one_sided, data<T>(codes) + slice.code_from(), kept, &used);
@@ -328,7 +338,8 @@ struct Gradients {
   }
 };
 
-// Where units, or groups of slices, collect gradients of weights: for the step at hand alone, or for all.
+// Where gradients of weights are collected: by the units of a slice, for the weight and the step at hand, or by groups
+// of slices, for all.
 template <typename T>
 struct Collected {
   using A = accumulate_t<T>;
@@ -336,11 +347,12 @@ struct Collected {
   std::vector<Shares<A>> analysis;
   std::vector<Shares<double>> theta;
 
-  Collected(const Plan& plan, int64_t count, const Gradients<T>& wanted, int64_t weights, int64_t steps)
-      : dictionary(count, wanted.dictionary ? plan.g.groups * plan.table_size() : 0) {
+  Collected(const Plan& plan, int64_t count, int64_t together, const Gradients<T>& wanted, int64_t weights,
+            int64_t steps)
+      : dictionary(count, wanted.dictionary ? plan.g.groups * plan.table_size() : 0, together) {
     for (int64_t i = 0; i < weights; ++i)
-      analysis.emplace_back(count, wanted.analysis ? plan.g.groups * plan.table_size() : 0);
-    for (int64_t i = 0; i < steps; ++i) theta.emplace_back(count, wanted.theta ? plan.g.code_channels : 0);
+      analysis.emplace_back(count, wanted.analysis ? plan.g.groups * plan.table_size() : 0, together);
+    for (int64_t i = 0; i < steps; ++i) theta.emplace_back(count, wanted.theta ? plan.g.code_channels : 0, together);
   }
 
   // Adds what stands in place i to the gradient of weight w, or of step k's theta.
@@ -348,7 +360,8 @@ struct Collected {
     if (wanted.analysis) add_shares<A>(plan, analysis[i], lanes, data<A>(wanted.of_analysis) + w * plan.weight_size());
   }
   void add_theta(int64_t i, int64_t k, Gradients<T>& wanted) {
-    for (int64_t m = 0; m < theta[i].size; ++m) wanted.of_theta[k * theta[i].size + m] += theta[i].sum(m);
+    const std::vector<double> sum = theta[i].sum();
+    for (size_t m = 0; m < sum.size(); ++m) wanted.of_theta[k * sum.size() + m] += sum[m];
   }
   void add_dictionary(const Plan& plan, int64_t lanes, Gradients<T>& wanted) {
     if (wanted.dictionary) add_shares<A>(plan, dictionary, lanes, data<A>(wanted.of_dictionary));
@@ -387,20 +400,23 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
   const int64_t last = p.iterations - 1;
   const auto grad_y = wanted.y ? CompactSum<T>(plan, data<T>(wanted.of_y) + p.signal_from()) : CompactSum<T>();
 
-  const bool keep = collected != nullptr;
-  const int64_t count = keep ? 1 : s.share_count(wanted.dictionary + wanted.analysis);
-  std::optional<Collected<T>> of_step;
-  Collected<T>& sums = keep ? *collected : of_step.emplace(plan, count, wanted, 1, 1);
+  // Where units meet: S_D z_k, and of steps k and k + 1, in turn, S_W gu.
+  const bool together = plan.of_whole_images();
+  const auto planes_if = [&](bool needed) { return needed && !together ? s.planes() : Buffer<A>(0); };
+  const Buffer<A> code_planes = planes_if(!p.keeps_residuals()), planes[2] = {planes_if(true), planes_if(true)};
+
+  // One unit adds to the tables of its group. Several have shares, whose sums are added to those, or to the gradients.
+  const bool direct = collected && together;
+  const int64_t count =
+      direct ? 1 : s.share_count(wanted.dictionary + wanted.analysis, collected ? p.batch : p.geometry.batch);
+  std::optional<Collected<T>> own;
+  if (!direct) own.emplace(plan, count, count / plan.cut_images(), wanted, 1, 1);
+  Collected<T>& sums = direct ? *collected : *own;
 
   const auto code = [&](int64_t k) { return k >= 1 ? tape.codes(k - 1) : s.start; };  // x_k
 
   Buffer<A> packed(0);  // of the step at hand
   int64_t packed_weight = -1;
-
-  // Where units meet: S_D z_k, and of steps k and k + 1, in turn, S_W gu.
-  const bool together = plan.of_whole_images();
-  const auto planes_if = [&](bool needed) { return needed && !together ? s.planes() : Buffer<A>(0); };
-  const Buffer<A> code_planes = planes_if(!p.keeps_residuals()), planes[2] = {planes_if(true), planes_if(true)};
 
   // Of steps k and k + 1, in turn: the gradients of x_{k+1} and of z_k; z_k itself, which without momentum is x_k, also
   // of step k + 2, on whose support a gradient still stands.
@@ -427,8 +443,8 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
   const auto begin_step = [&](int64_t k, int64_t u, int64_t share, const A* weight, const A* synthesized, A* grad_plane,
                               char* scratch) {
     const Unit& unit = plan.units[u];
-    const Shares<A>& dW = sums.analysis[keep ? p.weight_of(k) : 0];
-    const Shares<double>& dtheta = sums.theta[keep ? k : 0];
+    const Shares<A>& dW = sums.analysis[direct ? p.weight_of(k) : 0];
+    const Shares<double>& dtheta = sums.theta[direct ? k : 0];
     const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0);
     if (wanted.analysis)
       make_plane<A>(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(), synthesized, A(-1),
@@ -484,18 +500,18 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
     };
     if (!together && (extrapolates || recompute))
       s.for_each([&](int64_t u, char* scratch) { prepare(u, s.plane(code_planes, u), scratch); });
-    if (!keep && p.weight_of(k) != packed_weight) {
+    if (!collected && p.weight_of(k) != packed_weight) {
       packed_weight = p.weight_of(k);
       packed = BackwardWeights<T>::table(p, s, packed_weight);
     }
-    const A* const weight = keep ? weights.analysis[p.weight_of(k)].get() : packed.get();
+    const A* const weight = collected ? weights.analysis[p.weight_of(k)].get() : packed.get();
     const bool goes_on = k > 0 || p.x0 || wanted.y;
     const int64_t ended = together ? k : k + 1;  // the step that ends here
     int64_t* const used =
         ended <= last ? (separate ? z_gradients[ended % 2] : gradients[(ended + 1) % 2]).restart() : nullptr;
     int64_t* const moved = ended <= last && separate ? gradients[(ended + 1) % 2].restart() : nullptr;
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
-      const int64_t share = group + part;
+      const int64_t share = direct ? group : part;
       if (!together) {
         if (ended <= last) end_step(ended, u, share, s.plane(planes[ended % 2], u), used, moved, scratch);
         return begin_step(k, u, share, weight, recompute ? s.plane(code_planes, u) : nullptr,
@@ -507,19 +523,29 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
                  goes_on || wanted.analysis ? plane.get() : nullptr, scratch);
       if (goes_on) end_step(k, u, share, plane.get(), used, moved, scratch);
     });
-    if (keep) continue;
-    sums.add_analysis(plan, s.kernel.lanes, 0, p.weight_of(k), wanted);
-    sums.analysis[0].clear();
-    sums.add_theta(0, k, wanted);
-    sums.theta[0].clear();
+    if (direct) continue;
+    if (collected)
+      own->theta[0].add_to(collected->theta[k].of(group));
+    else
+      own->add_theta(0, k, wanted);
+    own->theta[0].clear();
+    if (k > 0 && p.weight_of(k - 1) == p.weight_of(k)) continue;
+    if (collected)
+      own->analysis[0].add_to(collected->analysis[p.weight_of(k)].of(group));
+    else
+      own->add_analysis(plan, s.kernel.lanes, 0, p.weight_of(k), wanted);
+    own->analysis[0].clear();
   }
   if (!together && (p.x0 || wanted.y)) {
     int64_t* const used = (separate ? z_gradients[0] : gradients[1]).restart();
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
-      end_step(0, u, group + part, s.plane(planes[0], u), used, nullptr, scratch);
+      end_step(0, u, part, s.plane(planes[0], u), used, nullptr, scratch);
     });
   }
-  if (!keep) sums.add_dictionary(plan, s.kernel.lanes, wanted);
+  if (!direct && collected)
+    own->dictionary.add_to(collected->dictionary.of(group));
+  else if (!direct)
+    own->add_dictionary(plan, s.kernel.lanes, wanted);
   if (wanted.y) grad_y.finish(plan);
   return true;
 }
@@ -539,13 +565,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lista_backward_cpu(
                         tape.numel() == TapeLayout(p.geometry, p.iterations, sizeof(A)).bytes,
                     "dsc_ops: the tape is not one that lista wrote for these arguments");
     Gradients<T> out(p, needs);
-    const bool parallel_slices = p.images_of_thread() > 0;
-    const Units<T> units(p.geometry, parallel_slices);
-    const BackwardWeights<T> weights(p, units, out.x0, parallel_slices);
+    const Problem::Slices slices = p.slices();
+    const Units<T> units(p.geometry, slices.strips);
+    const BackwardWeights<T> weights(p, units, out.x0, slices.groups > 0);
     std::optional<Collected<T>> collected;
-    if (parallel_slices) collected.emplace(units.plan, Problem::slice_groups, out, p.analysis.size(0), p.iterations);
+    if (slices.groups > 0)
+      collected.emplace(units.plan, slices.groups, slices.groups, out, p.analysis.size(0), p.iterations);
     std::atomic<bool> damaged = false;
-    for_each_slice<T>(p, parallel_slices, [&](Solver<T>& solver, const Problem& slice, int64_t group) {
+    for_each_slice<T>(p, slices, [&](Solver<T>& solver, const Problem& slice, int64_t group) {
       const Tape<A> kept(slice, p.geometry, tape);
       if (!backward<T>(slice, solver, weights, data<const T>(codes_grad) + slice.code_from(), kept, out,
                        collected ? &*collected : nullptr, group))

@@ -53,7 +53,29 @@ int64_t images_for_pixels(const Geometry& g) {
   return (unit + pixels - 1) / pixels;
 }
 
+// A signal of one axis turned so that it lies along h.
+Geometry turned(Geometry g) {
+  if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
+    std::swap(g.signal_h, g.signal_w);
+    std::swap(g.code_h, g.code_w);
+    std::swap(g.kernel_h, g.kernel_w);
+    std::swap(g.stride_h, g.stride_w);
+    std::swap(g.padding_h, g.padding_w);
+    std::swap(g.dilation_h, g.dilation_w);
+  }
+  return g;
+}
+
 }  // namespace
+
+int64_t strips_of_image(const Geometry& geometry) {
+  const Geometry g = turned(geometry);
+  if (!cuts_images(g)) return 1;
+  const int64_t units = most_units / std::max<int64_t>(1, g.batch * g.groups);
+  const int64_t strips = std::min({units, g.code_pixels() / pixels_of_unit(g), g.code_h});
+  const int64_t rows = (g.code_h + strips - 1) / strips;
+  return (g.code_h + rows - 1) / rows;
+}
 
 int64_t images_of_slice(const Geometry& g) {
   return std::max<int64_t>(1, (slice_units + g.groups - 1) / g.groups * images_for_pixels(g));
@@ -64,20 +86,13 @@ int64_t images_of_unit(const Geometry& g) {
   return cuts_images(g) || slice_units * images > g.batch + images - 1 ? 0 : images;
 }
 
-Plan::Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_size, bool whole) : g(geometry) {
+Plan::Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_size, int64_t strips)
+    : g(turned(geometry)) {
   const int64_t vector = kernel.lanes, chunk_vectors = kernel.chunk_vectors, window_vectors = kernel.window_vectors;
-  if (g.signal_h == 1 && g.kernel_h == 1 && g.code_h == 1 && g.padding_h == 0) {
-    std::swap(g.signal_h, g.signal_w);
-    std::swap(g.code_h, g.code_w);
-    std::swap(g.kernel_h, g.kernel_w);
-    std::swap(g.stride_h, g.stride_w);
-    std::swap(g.padding_h, g.padding_w);
-    std::swap(g.dilation_h, g.dilation_w);
-  }
   const int64_t channels = g.group_signal_channels();
   group_pixels = g.batch * g.code_pixels();
   group_signal = g.batch * channels * g.signal_pixels();
-  make_units(whole);
+  make_units(strips);
 
   plane_w = (g.code_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
   column = plane_h * channels;
@@ -190,21 +205,18 @@ void Plan::choose_products(const KernelSizes& kernel, int64_t value_size, int64_
   pairs_ = p;
 }
 
-void Plan::make_units(bool whole) {
+void Plan::make_units(int64_t strips) {
   const int64_t pixels = g.code_pixels(), all = g.batch * g.groups;
-  int64_t strips = 1, images = 1;
-  if (!whole && cuts_images(g))
-    strips =
-        std::clamp<int64_t>(std::min(most_units / std::max<int64_t>(1, all), pixels / pixels_of_unit(g)), 1, g.code_h);
-  else
-    images = std::clamp<int64_t>(std::max((all + most_units - 1) / most_units, images_for_pixels(g)), 1,
-                                 std::max<int64_t>(1, g.batch));
+  const int64_t images = strips > 1
+                             ? 1
+                             : std::clamp<int64_t>(std::max((all + most_units - 1) / most_units, images_for_pixels(g)),
+                                                   1, std::max<int64_t>(1, g.batch));
   const int64_t rows = (g.code_h + strips - 1) / strips;
-  strips = (g.code_h + rows - 1) / rows;
   plane_h = (rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
   blocks = 0;
   for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t image = 0; image < g.batch; image += images)
+    for (int64_t image = 0; image < g.batch; image += images) {
+      if (strips > 1) blocks = first_place((group * g.batch + image) * pixels);  // the same in any slice
       for (int64_t strip = 0; strip < strips; ++strip) {
         Unit unit{};
         const int64_t from = strip * rows, to = std::min(g.code_h, from + rows);
@@ -225,6 +237,7 @@ void Plan::make_units(bool whole) {
         blocks += (unit.pixels + block_pixels - 1) / block_pixels;
         units.push_back(unit);
       }
+    }
 }
 
 namespace {

@@ -27,8 +27,8 @@ struct Unit {
 
 class Plan {
  public:
-  // whole: units are whole images.
-  Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_size, bool whole);
+  // strips: of each image; with one, units are whole images.
+  Plan(const Geometry& geometry, const KernelSizes& kernel, int64_t value_size, int64_t strips);
 
   Geometry g;  // a signal of one axis turned so that it lies along h
   std::vector<Unit> units;
@@ -71,6 +71,8 @@ class Plan {
   int64_t vectors() const { return static_cast<int64_t>(vector_.size()); }
   // Whether units are whole images: then none meets the plane of another.
   bool of_whole_images() const { return units.empty() || units.front().strips == 1; }
+  // How many images are cut into strips, counted in each group; where none are, 1: all together.
+  int64_t cut_images() const { return of_whole_images() ? 1 : g.batch * g.groups; }
   // Where the unit's pixels begin among all pixels of all groups.
   int64_t pixel(const Unit& unit) const { return unit.group * group_pixels + unit.first; }
   int64_t table_size() const { return g.group_code_channels() * stride; }
@@ -84,10 +86,12 @@ class Plan {
   TileProducts products_;
   PixelPairs pairs_{};
   int64_t copies_ = 0;
-  void make_units(bool whole);
+  void make_units(int64_t strips);
   void choose_products(const KernelSizes& kernel, int64_t value_size, int64_t signal_row);
 };
 
+// How many strips an image is cut into: 1 where there are enough images, or small ones.
+int64_t strips_of_image(const Geometry& geometry);
 // How many images go through all steps of lista together, with threads for their units.
 int64_t images_of_slice(const Geometry& geometry);
 // How many make up a unit where units are whole images, of which there are enough for threads; else 0.

@@ -42,18 +42,40 @@ PackedCodes<A> part_of(const PackedCodes<A>& codes, const Plan& plan, const Unit
 }
 
 // Tables that units add to, a fixed share of the units to each, so that sums do not depend on the number of threads.
+// So many tables at a time are summed first, then their sums.
 template <typename A>
 struct Shares {
-  int64_t count, size;
+  int64_t count, size, together;
   Buffer<A> tables;
 
-  Shares(int64_t count_, int64_t size_) : count(count_), size(size_), tables(count_ * size_) { clear(); }
+  Shares(int64_t count_, int64_t size_, int64_t together_)
+      : count(count_), size(size_), together(together_), tables(count_ * size_) {
+    clear();
+  }
   void clear() { std::memset(tables.get(), 0, count * size * sizeof(A)); }
   A* of(int64_t share) const { return tables.get() + share * size; }
-  A sum(int64_t i) const {
-    A sum = 0;
-    for (int64_t share = 0; share < count; ++share) sum += of(share)[i];
-    return sum;
+  // Calls body(sum) with the values [begin, end) of each sum of tables.
+  template <typename Body>
+  void for_each_sum(int64_t begin, int64_t end, std::vector<A>& sum, const Body& body) const {
+    for (int64_t share = 0; share < count; ++share) {
+      const A* const values = of(share);
+      if (share % together == 0)
+        sum.assign(values + begin, values + end);
+      else
+        for (int64_t i = begin; i < end; ++i) sum[i - begin] += values[i];
+      if ((share + 1) % together == 0) body(sum);
+    }
+  }
+  void add_to(A* table) const {
+    std::vector<A> memory;
+    for_each_sum(0, size, memory, [&](const std::vector<A>& sum) {
+      for (int64_t i = 0; i < size; ++i) table[i] += sum[i];
+    });
+  }
+  std::vector<A> sum() const {
+    std::vector<A> all(size);
+    add_to(all.data());
+    return all;
   }
 };
 
@@ -63,16 +85,15 @@ void add_shares(const Plan& plan, const Shares<A>& shares, int64_t lanes, A* gra
   const int64_t atoms = plan.g.group_code_channels(), patch = plan.g.patch();
   const Patches patches = plan.patches();
   parallel(plan.g.code_channels, grain_of(patch * shares.count), [&](int64_t begin, int64_t end) {
-    std::vector<A> sum;
+    std::vector<A> memory;
     for (int64_t c = 0, first = 0; c < patches.chunks; first += patches.chunk_vectors[c++] * lanes) {
       const int64_t chunk = patches.chunk_vectors[c] * lanes;
       for (int64_t m = begin; m < end; ++m) {  // along the memory of each share
-        const A* const row = shares.of(0) + m / atoms * plan.table_size() + atoms * first + m % atoms * chunk;
-        sum.assign(row, row + chunk);
-        for (int64_t share = 1; share < shares.count; ++share)
-          for (int64_t j = 0; j < chunk; ++j) sum[j] += row[share * shares.size + j];
-        for (int64_t j = 0; j < chunk; ++j)
-          if (plan.table_tap[first + j] >= 0) grad[m * patch + plan.table_tap[first + j]] += sum[j];
+        const int64_t row = m / atoms * plan.table_size() + atoms * first + m % atoms * chunk;
+        shares.for_each_sum(row, row + chunk, memory, [&](const std::vector<A>& sum) {
+          for (int64_t j = 0; j < chunk; ++j)
+            if (plan.table_tap[first + j] >= 0) grad[m * patch + plan.table_tap[first + j]] += sum[j];
+        });
       }
     }
   });
@@ -85,7 +106,8 @@ struct Units {
   const Kernels<T>& kernel = kernels<T>();
   Plan plan;
 
-  explicit Units(const Geometry& geometry, bool whole = false) : plan(geometry, kernel, sizeof(A), whole) {}
+  explicit Units(const Geometry& geometry) : Units(geometry, strips_of_image(geometry)) {}
+  Units(const Geometry& geometry, int64_t strips) : plan(geometry, kernel, sizeof(A), strips) {}
 
   int64_t count() const { return static_cast<int64_t>(plan.units.size()); }
   int64_t atoms() const { return plan.g.group_code_channels(); }
@@ -104,12 +126,14 @@ struct Units {
   }
 
   // How many shares gradients of weights have, `tables` tables for each: few enough that adding them up costs little,
-  // as many as there may be threads.
-  int64_t share_count(int64_t tables) const {
+  // as many as there may be threads. Images that are cut have equally many, whatever part of the batch is here.
+  int64_t share_count(int64_t tables, int64_t batch) const {
     constexpr int64_t most_bytes = int64_t{4} << 20, least_shares = 8, most_shares = 32;
     const int64_t bytes = tables * plan.g.groups * plan.table_size() * static_cast<int64_t>(sizeof(A));
     const int64_t shares = std::clamp<int64_t>(most_bytes / std::max<int64_t>(1, bytes), least_shares, most_shares);
-    return std::max<int64_t>(1, std::min(count(), shares));
+    if (plan.of_whole_images()) return std::clamp<int64_t>(shares, 1, std::max<int64_t>(1, count()));
+    const int64_t of_image = shares / (batch * plan.g.groups);
+    return plan.cut_images() * std::clamp<int64_t>(of_image, 1, plan.units.front().strips);
   }
 
   // Runs body(unit, share, scratch) for all units, in parallel over shares.
