@@ -40,7 +40,7 @@ help:
 	@echo "make test-gpu"
 	@echo "             on a machine with a GPU: run the tests there, write tests/results/GPU.json to commit"
 	@echo "make fuzz    compare random calls with plain PyTorch for ten minutes (FUZZ_SECONDS=600)"
-	@echo "make bench   time the fused layers against plain PyTorch and sporco, forty minutes (ARGS=--quick: minutes;"
+	@echo "make bench   time the fused layers against plain PyTorch and sporco, 15 to 45 minutes (ARGS=--quick: few;"
 	@echo "             ARGS=--check: against the committed results; DEVICE=cuda: on a GPU; ARGS=--roofline: predictions for GPUs)"
 	@echo "make lint    check the style of Python and C++"
 	@echo "make docs    build the documentation: build/docs/html/index.html"

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         description="Time the fused K-step LISTA against the best that plain PyTorch and torch.compile do, in turns, "
         "beside the machine's own limits, and the convolutional sparse coding layers against their plain writings; "
         "print medians, spread (interquartile range) and the ratio to the fastest baseline. A whole run, without "
-        "options, takes forty minutes on two cores and writes benchmarks/results/MACHINE.json and the "
+        "options, takes 15 to 45 minutes on two cores and writes benchmarks/results/MACHINE.json and the "
         "figures in docs/performance; any other writes into runs/.",
         epilog="cases: "
         + "; ".join(f"{case.name} ({case.why})" for case in CASES.values())
