@@ -124,7 +124,8 @@ struct PatchDots {
   const uint8_t* support;
   int64_t bytes, atom_vectors;
   const A* values;
-  Reader<A> grad;
+  const uint8_t* grad_support;
+  const A* grad;
   A* result;  // with room for a vector more
   const A* table;
   A* gradient;
@@ -136,46 +137,90 @@ struct PatchDots {
   }
 };
 
+// v with the sign of *code in the lanes of the mask.
+DSC_HOST_DEVICE Lanes<float> with_sign(const Lanes<float>& v, const Lanes<float>& sign, const float* code) {
+  int bits;
+  memcpy(&bits, code, 4);
+  return (Lanes<float>)_mm512_ternarylogic_epi32((__m512i)v, (__m512i)sign, _mm512_set1_epi32(bits), 0x78);
+}
+DSC_HOST_DEVICE Lanes<double> with_sign(const Lanes<double>& v, const Lanes<double>& sign, const double* code) {
+  int64_t bits;
+  memcpy(&bits, code, 8);
+  return (Lanes<double>)_mm512_ternarylogic_epi64((__m512i)v, (__m512i)sign, _mm512_set1_epi64(bits), 0x78);
+}
+
 // The products of a pixel's non-zeros with its patch, or into it: sum += value * atom; gradient of each atom += value *
 // patch; and, with codes, the lane `spare` of that, where the patch has a one, += sign(code) * value.
-template <bool with_sums, bool with_gradient, bool with_signs, int vectors, typename A>
-DSC_HOST_DEVICE void add_nonzeros(const uint8_t* mask, int64_t bytes, const A*& value, const A*& code, const A* atoms,
-                                  A* gradients, unsigned spare, const Lanes<A> (&patch)[vectors],
-                                  Lanes<A> (&sum)[vectors]) {
+template <bool with_sums, bool with_gradient, bool with_signs, int vectors, typename AnyMask, typename A>
+DSC_HOST_DEVICE void add_nonzeros(const AnyMask& mask, const A*& value, const A*& code, const A* atoms, A* gradients,
+                                  unsigned spare, const Lanes<A> (&patch)[vectors], Lanes<A> (&sum)[vectors]) {
   using V = Lanes<A>;
   const V sign = only_lanes<A>(spare, broadcast<A>(A(-0.0)));
   const V last = with_signs ? with_lanes<A>(patch[vectors - 1], spare, broadcast<A>(A(1))) : patch[vectors - 1];
-  for_each_nonzero(mask, bytes, [&](int64_t atom) {
-    const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
-    V* const out = reinterpret_cast<V*>(gradients) + atom * vectors;
+  for_each_nonzero(mask, [&](int64_t atom) __attribute__((always_inline)) {
+    const Row<vectors, A> row(atom);
+    V* const out = with_gradient ? row.of(gradients) : nullptr;
     const A scale = *value++;
     V end = last;
-    if (with_signs) end = (V)((LaneMask<A>)last ^ ((LaneMask<A>)broadcast<A>(*code++) & (LaneMask<A>)sign));
+    if (with_signs) end = with_sign(last, sign, code++);
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
-      if (with_sums) sum[v] += scale * row[v];
+      if (with_sums) sum[v] += scale * row.read(atoms, v);
       if (with_gradient) out[v] += scale * (v + 1 < vectors ? patch[v] : end);
     }
   });
 }
 
 // out -= patch * atom for each of them; gradient of each atom, where there is one, -= value * patch.
-template <bool with_gradient, int vectors, typename A>
-DSC_HOST_DEVICE void subtract_nonzeros(const uint8_t* mask, int64_t bytes, const A*& value, A*& out, const A* atoms,
-                                       A* gradients, const Lanes<A> (&patch)[vectors]) {
+template <bool with_gradient, int vectors, typename AnyMask, typename A>
+DSC_HOST_DEVICE void subtract_nonzeros(const AnyMask& mask, const A*& value, A*& out, const A* atoms, A* gradients,
+                                       const Lanes<A> (&patch)[vectors]) {
   using V = Lanes<A>;
-  add_dots_of_nonzeros<A>(mask, bytes, out, [&](int64_t atom, V& dot) __attribute__((always_inline)) {
-    const V* const row = reinterpret_cast<const V*>(atoms) + atom * vectors;
-    dot = -patch[0] * row[0];
+  add_dots_of_nonzeros<A>(mask, out, [&](int64_t atom, V& dot) __attribute__((always_inline)) {
+    const Row<vectors, A> row(atom);
+    dot = -patch[0] * row.read(atoms, 0);
 #pragma GCC unroll 16
-    for (int v = 1; v < vectors; ++v) dot -= patch[v] * row[v];
+    for (int v = 1; v < vectors; ++v) dot -= patch[v] * row.read(atoms, v);
     if (with_gradient) {
-      V* const sums = reinterpret_cast<V*>(gradients) + atom * vectors;
+      V* const sums = row.of(gradients);
       const A scale = *value++;
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) sums[v] -= scale * patch[v];
     }
   });
+}
+
+// What memory has for each pixel of a block, read while the pixel before is at work: where the processor has guessed
+// wrong where a loop over non-zeros ends, it is not waited for.
+template <typename Value, typename Read>
+struct Ahead {
+  Read read;
+  Value following;
+
+  // The next pixel's; the one after it is pixel `after`.
+  DSC_HOST_DEVICE Value next(int64_t after) {
+    const Value value = following;
+    following = read(after);
+    return value;
+  }
+};
+template <typename Value, typename Read>
+DSC_HOST_DEVICE auto read_ahead(const Read& read) {
+  return Ahead<Value, Read>{read, read(0)};
+}
+
+template <bool one_word>
+struct KindOfMask {
+  using Type = Mask;
+};
+template <>
+struct KindOfMask<true> {
+  using Type = WordMask;
+};
+template <bool one_word>
+DSC_HOST_DEVICE auto masks_ahead(const uint8_t* memory, int64_t bytes) {
+  using Kind = typename KindOfMask<one_word>::Type;
+  return read_ahead<Kind>([=](int64_t t) { return Kind(memory + t * bytes, bytes); });
 }
 
 // A patch of few short columns, of which the compiler knows where they lie in vectors.
@@ -204,7 +249,7 @@ struct Columns {
 };
 
 // Both with patches that slide, in a window of so many vectors.
-template <typename A, int vectors, bool usual>
+template <typename A, int vectors, bool one_word, bool one_column>
 struct Sliding {
   using V = Lanes<A>;
 
@@ -212,25 +257,26 @@ struct Sliding {
   __attribute__((noinline)) static void add(const PatchSums<A>& p) {
     const Slide<A> slide(p.patches);
     const int64_t columns = p.patches.segments, step = p.patches.column;
-    const int64_t fresh = usual ? 1 : p.patches.fresh, mask_size = usual ? 8 : p.bytes;
+    const int64_t fresh = one_column ? 1 : p.patches.fresh;
     const A* const atoms = p.table;  // what is in registers need not be read again after each store
     A* const gradients = p.gradient;
     const A *value = p.values, *code = p.codes;
-    const uint8_t* mask = p.support;
     const unsigned spare = p.spare();
-    for (int64_t t = 0; t < p.pixels;) {
+    const int64_t last = p.pixels - 1;
+    auto masks = masks_ahead<one_word>(p.support, one_word ? 8 : p.bytes);
+    for (int64_t t = 0; t <= last;) {
       const int64_t stop = row_end(p.patches, p.first, t, p.pixels);
       Window<vectors, A> patch, sum;
       const A* in = with_gradient ? p.residual + p.base[t] : nullptr;  // the column that comes in next
       A* out = with_sums ? p.plane + p.base[t] : nullptr;              // and that which leaves
       if (with_gradient)
         for (int64_t i = columns - fresh; i > 0; --i, in += step) patch.push(slide, in);
-      for (; t < stop; ++t, mask += mask_size) {
+      for (; t < stop; ++t) {
+        const auto mask = masks.next(t < last ? t + 1 : last);
         if (with_gradient)
           for (int64_t i = fresh; i > 0; --i, in += step) patch.push(slide, in);
         V own[vectors] = {};
-        add_nonzeros<with_sums, with_gradient, with_signs>(mask, mask_size, value, code, atoms, gradients, spare,
-                                                           patch.v, own);
+        add_nonzeros<with_sums, with_gradient, with_signs>(mask, value, code, atoms, gradients, spare, patch.v, own);
         if (with_sums) {
           // NaN times zero is none of the next column.
           own[vectors - 1] = only_lanes<A>(slide.whole, in_register<A>(own[vectors - 1]));
@@ -248,95 +294,105 @@ struct Sliding {
   __attribute__((noinline)) static void subtract(const PatchDots<A>& p) {
     const Slide<A> slide(p.patches);
     const int64_t columns = p.patches.segments, step = p.patches.column;
-    const int64_t fresh = usual ? 1 : p.patches.fresh, mask_size = usual ? 8 : p.bytes;
+    const int64_t fresh = one_column ? 1 : p.patches.fresh;
     const A* const atoms = p.table;  // what is in registers need not be read again after each store
     A* const gradients = p.gradient;
-    const A* value = p.values;
-    const uint8_t* mask = p.support;
-    Reader<A> reader = p.grad;
+    const A *value = p.values, *grad = p.grad;
     A* out = p.result;
-    for (int64_t t = 0; t < p.pixels;) {
+    const int64_t last = p.pixels - 1, bytes = one_word ? 8 : p.bytes;
+    auto masks = masks_ahead<one_word>(p.support, bytes), grad_masks = masks_ahead<one_word>(p.grad_support, bytes);
+    for (int64_t t = 0; t <= last;) {
       const int64_t stop = row_end(p.patches, p.first, t, p.pixels);
       Window<vectors, A> patch;
       const A* in = p.plane + p.base[t];  // the column that comes in next
       for (int64_t i = columns - fresh; i > 0; --i, in += step) patch.push(slide, in);
-      for (; t < stop; ++t, mask += mask_size, reader.mask += mask_size) {
+      for (; t < stop; ++t) {
+        const int64_t after = t < last ? t + 1 : last;
+        const auto mask = masks.next(after), grad_mask = grad_masks.next(after);
         for (int64_t i = fresh; i > 0; --i, in += step) patch.push(slide, in);
-        Picker<A> picker{mask, out};
-        move_pixel(reader, picker, mask_size, p.atom_vectors);
-        subtract_nonzeros<with_gradient>(mask, mask_size, value, out, atoms, gradients, patch.v);
+        A* moved = out;
+        move_pixel(grad_mask, grad, mask, moved, p.atom_vectors);
+        subtract_nonzeros<with_gradient>(mask, value, out, atoms, gradients, patch.v);
       }
     }
   }
 };
 
 // Both with patches that are read, and added to the plane, where a pixel has non-zeros.
-template <typename A, typename Patch, bool usual>
+template <typename A, typename Patch, bool one_word>
 struct ColumnByColumn {
   using V = Lanes<A>;
   static constexpr int vectors = Patch::vectors;
 
   template <bool with_sums, bool with_gradient, bool with_signs>
   __attribute__((noinline)) static void add(const PatchSums<A>& p) {
-    const int64_t step = p.patches.column, mask_size = usual ? 8 : p.bytes;
+    const int64_t step = p.patches.column, last = p.pixels - 1, bytes = one_word ? 8 : p.bytes;
     const A* const atoms = p.table;
     A *const gradients = p.gradient, *const plane = p.plane;
     const A *value = p.values, *code = p.codes, *const residual = p.residual;
-    const uint8_t* mask = p.support;
     const unsigned spare = p.spare();
-    for (int64_t t = 0; t < p.pixels; ++t, mask += mask_size) {
-      if (!any_nonzero(mask, mask_size)) continue;
+    auto masks = masks_ahead<one_word>(p.support, bytes);
+    auto bases = read_ahead<int64_t>([base = p.base](int64_t t) { return base[t]; });
+    for (int64_t t = 0; t <= last; ++t) {
+      const int64_t after = t < last ? t + 1 : last, base = bases.next(after);
+      const auto mask = masks.next(after);
+      if (!mask.any()) continue;
       V patch[vectors] = {}, own[vectors] = {};
-      if (with_gradient) Patch::load(residual + p.base[t], step, patch);
-      add_nonzeros<with_sums, with_gradient, with_signs>(mask, mask_size, value, code, atoms, gradients, spare, patch,
-                                                         own);
-      if (with_sums) Patch::add(plane + p.base[t], step, own);
+      if (with_gradient) Patch::load(residual + base, step, patch);
+      add_nonzeros<with_sums, with_gradient, with_signs>(mask, value, code, atoms, gradients, spare, patch, own);
+      if (with_sums) Patch::add(plane + base, step, own);
     }
   }
 
   template <bool with_gradient>
   __attribute__((noinline)) static void subtract(const PatchDots<A>& p) {
-    const int64_t step = p.patches.column, mask_size = usual ? 8 : p.bytes;
+    const int64_t step = p.patches.column, last = p.pixels - 1, bytes = one_word ? 8 : p.bytes;
     const A *const atoms = p.table, *const plane = p.plane;
     A* const gradients = p.gradient;
-    const A* value = p.values;
-    const uint8_t* mask = p.support;
-    Reader<A> reader = p.grad;
+    const A *value = p.values, *grad = p.grad;
     A* out = p.result;
-    for (int64_t t = 0; t < p.pixels; ++t, mask += mask_size, reader.mask += mask_size) {
-      if (!any_nonzero(mask, mask_size)) {
-        reader.values += count_bits(reader.mask, mask_size);
+    auto masks = masks_ahead<one_word>(p.support, bytes), grad_masks = masks_ahead<one_word>(p.grad_support, bytes);
+    auto bases = read_ahead<int64_t>([base = p.base](int64_t t) { return base[t]; });
+    for (int64_t t = 0; t <= last; ++t) {
+      const int64_t after = t < last ? t + 1 : last, base = bases.next(after);
+      const auto mask = masks.next(after), grad_mask = grad_masks.next(after);
+      if (!mask.any()) {
+        grad += grad_mask.count();
         continue;
       }
-      Picker<A> picker{mask, out};
-      move_pixel(reader, picker, mask_size, p.atom_vectors);
+      A* moved = out;
+      move_pixel(grad_mask, grad, mask, moved, p.atom_vectors);
       V patch[vectors] = {};
-      Patch::load(plane + p.base[t], step, patch);
-      subtract_nonzeros<with_gradient>(mask, mask_size, value, out, atoms, gradients, patch);
+      Patch::load(plane + base, step, patch);
+      subtract_nonzeros<with_gradient>(mask, value, out, atoms, gradients, patch);
     }
   }
 };
 
-// Whether a pixel has one word of a mask and one column of its own: then the kernels know it, for 2 % of their time.
-DSC_HOST_DEVICE bool is_usual(const Patches& patches, int64_t bytes) { return bytes == 8 && patches.fresh == 1; }
-
-// Runs PatchSums or PatchDots in the way that suits its patches.
+// Runs PatchSums or PatchDots in the way that suits its patches. Whether a pixel has one word of a mask and one column
+// of its own the kernels know, for 3 to 6 % of their time.
 template <typename A, typename F>
 DSC_HOST_DEVICE void run_patches(const F& f) {
-  const bool usual = is_usual(f.patches, f.bytes);
-#define DSC_RUN(way, kind) (usual ? f.template run<way<A, kind, true>>() : f.template run<way<A, kind, false>>())
+  const bool one_word = f.bytes == 8;
   // 3 x 3, of one and of three channels, takes 4 to 10 % less than with windows; larger ones do not.
   if constexpr (sizeof(A) == 4) {
     using OneChannel = Columns<A, 3, 3>;
     using ThreeChannels = Columns<A, 3, 9>;
-    if (f.patches.segments == 3 && f.patches.length == 3) return DSC_RUN(ColumnByColumn, OneChannel);
-    if (f.patches.segments == 3 && f.patches.length == 9) return DSC_RUN(ColumnByColumn, ThreeChannels);
+#define DSC_COLUMNS(patch) \
+  one_word ? f.template run<ColumnByColumn<A, patch, true>>() : f.template run<ColumnByColumn<A, patch, false>>()
+    if (f.patches.segments == 3 && f.patches.length == 3) return DSC_COLUMNS(OneChannel);
+    if (f.patches.segments == 3 && f.patches.length == 9) return DSC_COLUMNS(ThreeChannels);
+#undef DSC_COLUMNS
   }
+  const auto slide = [&]<int vectors>() {
+    if (!one_word) return f.template run<Sliding<A, vectors, false, false>>();
+    f.patches.fresh == 1 ? f.template run<Sliding<A, vectors, true, true>>()
+                         : f.template run<Sliding<A, vectors, true, false>>();
+  };
   switch (f.patches.vectors) {
-#define DSC_WINDOW(n)    \
-  case n:                \
-    DSC_RUN(Sliding, n); \
-    break;
+#define DSC_WINDOW(n) \
+  case n:             \
+    return slide.template operator()<n>();
     DSC_WINDOW(1)
     DSC_WINDOW(2)
     DSC_WINDOW(3)
@@ -348,7 +404,6 @@ DSC_HOST_DEVICE void run_patches(const F& f) {
     DSC_WINDOW(9)
     DSC_WINDOW(10)
 #undef DSC_WINDOW
-#undef DSC_RUN
   }
 }
 

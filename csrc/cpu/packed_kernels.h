@@ -431,7 +431,7 @@ struct DotAtoms {
       for (int v = 0; v < vectors; ++v)
         patch[v] = masked<A>(*reinterpret_cast<const V*>(patches.memory + patches.base[p] + vector[first + v]),
                              masks[first + v]);
-      add_dots_of_nonzeros<A>(mask, bytes, out, [&](int64_t atom, V& dot) __attribute__((always_inline)) {
+      add_dots_of_nonzeros<A>(Mask(mask, bytes), out, [&](int64_t atom, V& dot) __attribute__((always_inline)) {
         const V* const row = atoms + atom * vectors;
         dot = -patch[0] * row[0];
 #pragma GCC unroll 8
@@ -515,7 +515,7 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
 #if defined(__AVX512F__)
     if (p.patches.slides) {
       run_patches<A>(PatchDots<A>{p.patches, p.base + first, first, pixels, support, bytes, atom_vectors, values,
-                                  reader, result, p.table, p.gradient, p.plane});
+                                  reader.mask, reader.values, result, p.table, p.gradient, p.plane});
       continue;
     }
 #endif
@@ -524,7 +524,7 @@ void packed_backward_synthesis(const PackedBackwardSynthesis<A>& p, char* scratc
     const bool dense = is_dense<A>(p.patches, count, pixels, p.atoms);
     Picker<A> picker{support, result};
     for (int64_t t = 0; t < pixels && !dense; ++t, reader.mask += bytes, picker.mask += bytes)
-      move_pixel(reader, picker, bytes, atom_vectors);
+      move_pixel(Mask(reader.mask, bytes), reader.values, Mask(picker.mask, bytes), picker.values, atom_vectors);
     if (dense) {
       Tiles<A> tiles;
       SingleTaps::place(p.patches, p.plane, p.base + first, first, pixels, scratch, tiles);

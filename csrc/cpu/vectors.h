@@ -157,16 +157,6 @@ DSC_HOST_DEVICE void add_four_sums(const Lanes<A> (&v)[4], A* sums) {
 // Of 64 bits: for 16 the compiler takes an instruction that waits for what its register had before.
 DSC_HOST_DEVICE int64_t bit_count(uint64_t bits) { return __builtin_popcountll(bits); }
 
-// Calls body(atom) for each set bit of a pixel's mask.
-template <typename Body>
-DSC_HOST_DEVICE void for_each_nonzero(const uint8_t* mask, int64_t bytes, const Body& body) {
-  for (int64_t b = 0; b < bytes; b += 8) {
-    uint64_t word;
-    memcpy(&word, mask + b, 8);
-    for (; word; word &= word - 1) body(8 * b + __builtin_ctzll(word));
-  }
-}
-
 DSC_HOST_DEVICE bool any_nonzero(const uint8_t* mask, int64_t bytes) {
   uint64_t any = 0;
   for (int64_t b = 0; b < bytes; b += 8) {
@@ -185,6 +175,48 @@ inline int64_t count_bits(const uint8_t* masks, int64_t bytes) {
     count += bit_count(word);
   }
   return count;
+}
+
+// A pixel's mask, and one of a single word, which is read once. for_each_word calls body(word, its first atom).
+struct Mask {
+  const uint8_t* memory;
+  int64_t bytes;
+
+  DSC_HOST_DEVICE Mask(const uint8_t* memory_, int64_t bytes_) : memory(memory_), bytes(bytes_) {}
+  DSC_HOST_DEVICE bool any() const { return any_nonzero(memory, bytes); }
+  DSC_HOST_DEVICE int64_t count() const { return count_bits(memory, bytes); }
+  template <typename Body>
+  DSC_HOST_DEVICE void for_each_word(const Body& body) const {
+    for (int64_t b = 0; b < bytes; b += 8) {
+      uint64_t word;
+      memcpy(&word, memory + b, 8);
+      body(word, 8 * b);
+    }
+  }
+};
+struct WordMask {
+  const uint8_t* memory;
+  uint64_t bits;
+
+  DSC_HOST_DEVICE WordMask(const uint8_t* memory_, int64_t) : memory(memory_) { memcpy(&bits, memory, 8); }
+  DSC_HOST_DEVICE bool any() const { return bits != 0; }
+  DSC_HOST_DEVICE int64_t count() const { return bit_count(bits); }
+  template <typename Body>
+  DSC_HOST_DEVICE void for_each_word(const Body& body) const {
+    body(bits, int64_t{0});
+  }
+};
+
+// Calls body(atom) for each set bit.
+template <typename AnyMask, typename Body>
+DSC_HOST_DEVICE void for_each_nonzero(const AnyMask& mask, const Body& body) {
+  mask.for_each_word([&](uint64_t word, int64_t first) __attribute__((always_inline)) {
+    for (; word; word &= word - 1) body(first + __builtin_ctzll(word));
+  });
+}
+template <typename Body>
+DSC_HOST_DEVICE void for_each_nonzero(const uint8_t* mask, int64_t bytes, const Body& body) {
+  for_each_nonzero(Mask(mask, bytes), body);
 }
 
 #if defined(__AVX512F__)
@@ -421,15 +453,33 @@ DSC_HOST_DEVICE void add_signed(const A* x, const A* g, A* sum) {
 }
 #endif
 
-// out[i] += the sum of the lanes that multiply(atom, lanes) gives for each set bit of a pixel's mask: four at a time,
-// whose lanes are summed together. Moves out on to the next pixel's.
-template <typename A, typename Multiply>
-DSC_HOST_DEVICE void add_dots_of_nonzeros(const uint8_t* mask, int64_t bytes, A*& out, const Multiply& multiply) {
-  for (int64_t b = 0; b < bytes; b += 8) {
-    uint64_t word;
-    memcpy(&word, mask + b, 8);
+// Where an atom's row of so many vectors stands in tables. It is kept in a register, since the compiler else makes an
+// address for each vector: these loops take as long as they have instructions.
+template <int vectors, typename A>
+struct Row {
+  using V = Lanes<A>;
+  int64_t bytes;
+
+  DSC_HOST_DEVICE explicit Row(int64_t atom) : bytes(atom * static_cast<int64_t>(vectors * sizeof(V))) {
+    asm("" : "+r"(bytes));
+  }
+  DSC_HOST_DEVICE const V& read(const A* table, int v) const {
+    return *reinterpret_cast<const V*>(reinterpret_cast<const char*>(table) + bytes + v * sizeof(V));
+  }
+  DSC_HOST_DEVICE V* of(A* table) const {
+    V* row = reinterpret_cast<V*>(reinterpret_cast<char*>(table) + bytes);
+    asm("" : "+r"(row));
+    return row;
+  }
+};
+
+// out[i] += the sum of the lanes that multiply(atom, lanes) gives for each set bit of a mask: four at a time, whose
+// lanes are summed together. Moves out on to the next pixel's.
+template <typename A, typename AnyMask, typename Multiply>
+DSC_HOST_DEVICE void add_dots_of_nonzeros(const AnyMask& mask, A*& out, const Multiply& multiply) {
+  mask.for_each_word([&](uint64_t word, int64_t first) __attribute__((always_inline)) {
     const auto next = [&](Lanes<A>& dot) __attribute__((always_inline)) {
-      const int64_t atom = 8 * b + __builtin_ctzll(word);
+      const int64_t atom = first + __builtin_ctzll(word);
       word &= word - 1;
       multiply(atom, dot);
     };
@@ -457,7 +507,7 @@ DSC_HOST_DEVICE void add_dots_of_nonzeros(const uint8_t* mask, int64_t bytes, A*
       add_four_sums<A>(dots, out);
     }
     out += left;
-  }
+  });
 }
 
 // turned[m][t] = in[t * stride + m], 8 x 8.
@@ -576,27 +626,38 @@ DSC_HOST_DEVICE Lanes<A> with_sign_of(const Lanes<A>& x, const Lanes<A>& g) {
   return (Lanes<A>)((LaneMask<A>)g ^ ((LaneMask<A>)x & sign));
 }
 
-// Moves the values of a pixel from the mask of a reader to that of a picker; where that alone has a bit, 0.
+// Moves the values of a pixel from one mask to another; where that alone has a bit, 0. Both go on to the next pixel's.
 template <typename A>
-DSC_HOST_DEVICE void move_pixel(Reader<A>& reader, Picker<A>& picker, int64_t bytes, int64_t vectors) {
+DSC_HOST_DEVICE void move_by_vectors(const uint8_t* from, const A*& in, const uint8_t* to, A*& out, int64_t vectors) {
+  Reader<A> reader{from, in};
+  Picker<A> picker{to, out};
+  for (int64_t v = 0; v < vectors; ++v) picker.add(v, reader.next(v));
+  in = reader.values;
+  out = picker.values;
+}
+template <typename A>
+DSC_HOST_DEVICE void move_pixel(const WordMask& from, const A*& in, const WordMask& to, A*& out, int64_t vectors) {
 #if defined(__AVX512F__)
   // In one go where there are few.
-  if (bytes == 8) {
-    uint64_t from, to;
-    memcpy(&from, reader.mask, 8);
-    memcpy(&to, picker.mask, 8);
-    const int64_t read = __builtin_popcountll(from), written = __builtin_popcountll(to);
-    if (read <= Vector<A>::lanes && written <= Vector<A>::lanes) {
-      *reinterpret_cast<Lanes<A>*>(picker.values) = move_lanes<A>(static_cast<unsigned>(_pext_u64(from & to, from)),
-                                                                  *reinterpret_cast<const Lanes<A>*>(reader.values),
-                                                                  static_cast<unsigned>(_pext_u64(from & to, to)));
-      reader.values += read;
-      picker.values += written;
-      return;
-    }
+  const int64_t read = from.count(), written = to.count();
+  if (read <= Vector<A>::lanes && written <= Vector<A>::lanes) {
+    const uint64_t both = from.bits & to.bits;
+    *reinterpret_cast<Lanes<A>*>(out) =
+        move_lanes<A>(static_cast<unsigned>(_pext_u64(both, from.bits)), *reinterpret_cast<const Lanes<A>*>(in),
+                      static_cast<unsigned>(_pext_u64(both, to.bits)));
+    in += read;
+    out += written;
+    return;
   }
 #endif
-  for (int64_t v = 0; v < vectors; ++v) picker.add(v, reader.next(v));
+  move_by_vectors(from.memory, in, to.memory, out, vectors);
+}
+template <typename A>
+DSC_HOST_DEVICE void move_pixel(const Mask& from, const A*& in, const Mask& to, A*& out, int64_t vectors) {
+  if (to.bytes == 8)
+    move_pixel(WordMask(from.memory, 8), in, WordMask(to.memory, 8), out, vectors);
+  else
+    move_by_vectors(from.memory, in, to.memory, out, vectors);
 }
 
 }  // namespace DSC_CPU_LEVEL
