@@ -368,9 +368,10 @@ struct Patches {
   int64_t copies;  // bytes that the analysis kernels need for copies of columns
 };
 
-// A unit's plane, column by column: source + sign * the values of all parts; zero outside the signal. Its own rows also
-// go to `own`, or are added to it. Values [from, to) of a column are the signal's; source and own are compact, and
-// begin with the first of the signal's columns, where value 0 of it would be.
+// A unit's plane, column by column: source + sign * (plane + the values of all parts); zero outside the signal. One of
+// source and plane may be null; without a source the sign is 1; plane may be `out`. Its own rows also go to `own`, or
+// are added to it. Values [from, to) of a column are the signal's; source and own are compact, and begin with the first
+// of the signal's columns, where value 0 of it would be.
 template <typename A>
 struct PlanePart {
   const A* values;   // where value 0 of the plane's first column would be
@@ -381,8 +382,9 @@ struct PlaneSum {
   int64_t images, columns, column;  // values of a column
   int64_t image;                    // from image to image of a plane
   int64_t first_column, last_column, from, to;
-  const A* source;  // or null
+  const A* source;
   int64_t compact_column, compact_image;
+  const A* plane;
   const PlanePart<A>*parts, *parts_end;
   A sign;
   A* out;

@@ -265,20 +265,15 @@ void forward(const Problem& p, Solver<T>& s, const Weights<T>& weights, bool one
       if (extrapolates) s.combine(u, 1 + w, x, -w, before, nullptr, z, z_used, scratch);
       s.synthesize(u, z, weights.dictionary.get(), plane, scratch);
     };
-    const auto analyze = [&](int64_t u, const A* synthesized, char* scratch) {
+    if (z.masks && !together) s.for_each([&](int64_t u, char* scratch) { synthesize(u, s.plane(planes, u), scratch); });
+    s.for_each([&](int64_t u, char* scratch) {
       const Buffer<A> plane(plan.analysis_planes());
+      if (z.masks && together) synthesize(u, plane.get(), scratch);
+      const A* const synthesized = !z.masks ? nullptr : together ? plane.get() : s.plane(planes, u);
       make_plane(plan, u, s.signal.get(), synthesized, A(-1), plane.get(),
                  tape && p.keeps_residuals() ? tape->residual(k) : nullptr, false);
       s.analyze(u, plane.get(), weight, weights.theta[k].get(), one_sided, z, next, used, scratch);
       if (k + 1 == p.iterations) s.to_dense(u, next, codes, scratch);
-    };
-    if (z.masks && !together) s.for_each([&](int64_t u, char* scratch) { synthesize(u, s.plane(planes, u), scratch); });
-    s.for_each([&](int64_t u, char* scratch) {
-      if (!z.masks) return analyze(u, nullptr, scratch);
-      if (!together) return analyze(u, s.plane(planes, u), scratch);
-      const Buffer<A> plane(plan.plane_size);
-      synthesize(u, plane.get(), scratch);
-      analyze(u, plane.get(), scratch);
     });
     before = x;
     x = next;
@@ -439,21 +434,20 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
   if (damaged) return false;
 
   // Of step k, from gu on: dW, dtheta, S_W gu (grad_plane, which may be null). synthesized: S_D z_k where it is made
-  // again.
-  const auto begin_step = [&](int64_t k, int64_t u, int64_t share, const A* weight, const A* synthesized, A* grad_plane,
-                              char* scratch) {
+  // again; residual: memory for a plane, which may be the same.
+  const auto begin_step = [&](int64_t k, int64_t u, int64_t share, const A* weight, const A* synthesized, A* residual,
+                              A* grad_plane, char* scratch) {
     const Unit& unit = plan.units[u];
     const Shares<A>& dW = sums.analysis[direct ? p.weight_of(k) : 0];
     const Shares<double>& dtheta = sums.theta[direct ? k : 0];
-    const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0);
     if (wanted.analysis)
-      make_plane<A>(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(), synthesized, A(-1),
-                    residual.get(), nullptr, false);
+      make_plane<A>(plan, u, p.keeps_residuals() ? tape.residual(k) : s.signal.get(), synthesized, A(-1), residual,
+                    nullptr, false);
     if (grad_plane) std::memset(grad_plane, 0, plan.plane_size * sizeof(A));
     const int64_t table = unit.group * plan.table_size();
     s.kernel.packed_backward_analysis(
         {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(code(k + 1), u), s.part(grad_u(k), u),
-         residual.get(), weight + table, wanted.analysis ? dW.of(share) + table : nullptr,
+         residual, weight + table, wanted.analysis ? dW.of(share) + table : nullptr,
          wanted.theta ? dtheta.of(share) + unit.group * s.atoms() : nullptr, nullptr, grad_plane},
         scratch);
   };
@@ -466,21 +460,21 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
   };
 
   // The rest of step k, from the unit's S_W gu on: dy, dD, the gradient of z_k on its support, and from it that of x_k.
-  // used and moved count the values of both.
-  const auto end_step = [&](int64_t k, int64_t u, int64_t share, const A* grad_plane, int64_t* used, int64_t* moved,
-                            char* scratch) {
+  // used and moved count the values of both. plane: memory for planes, which may begin with S_W gu.
+  const int64_t grad_planes = wanted.x0 ? plan.analysis_planes() : plan.plane_size;
+  const auto end_step = [&](int64_t k, int64_t u, int64_t share, const A* grad_plane, A* plane, int64_t* used,
+                            int64_t* moved, char* scratch) {
     const Unit& unit = plan.units[u];
-    const Buffer<A> plane(wanted.x0 ? plan.analysis_planes() : plan.plane_size);
-    make_plane<A>(plan, u, nullptr, grad_plane, A(1), plane.get(), wanted.y ? grad_y.get() : nullptr, true);
+    make_plane<A>(plan, u, nullptr, grad_plane, A(1), plane, wanted.y ? grad_y.get() : nullptr, true);
     const int64_t table = unit.group * plan.table_size();
     const PackedCodes<A> z = start_of(k), grad_z = (separate ? z_gradients[k % 2] : gradients[(k + 1) % 2]).on(z);
     if (k > 0 || (p.x0 && wanted.dictionary))
       s.kernel.packed_backward_synthesis(
-          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u(k), u), plane.get(),
+          {unit.pixels, s.atoms(), plan.base.data(), plan.patches(), s.part(z, u), s.part(grad_u(k), u), plane,
            weights.dictionary.get() + table, wanted.dictionary ? sums.dictionary.of(share) + table : nullptr,
            weights.negative_taps.get() + unit.group * s.width() * plan.g.patch(), s.part(grad_z, u), used},
           scratch);
-    add_grad_x0(k, u, plane.get(), scratch);
+    add_grad_x0(k, u, plane, scratch);
     if (k == 0 || !separate) return;
     // z_j = (1 + w) x_j - w x_{j-1}: x_j has its part in z_j and in z_{j+1}.
     const A w = weight_of_momentum(k), w_after = k < last ? weight_of_momentum(k + 1) : A(0);
@@ -512,16 +506,16 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
     int64_t* const moved = ended <= last && separate ? gradients[(ended + 1) % 2].restart() : nullptr;
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
       const int64_t share = direct ? group : part;
+      const Buffer<A> residual(wanted.analysis ? plan.plane_size : 0), plane(grad_planes);
       if (!together) {
-        if (ended <= last) end_step(ended, u, share, s.plane(planes[ended % 2], u), used, moved, scratch);
-        return begin_step(k, u, share, weight, recompute ? s.plane(code_planes, u) : nullptr,
+        if (ended <= last) end_step(ended, u, share, s.plane(planes[ended % 2], u), plane.get(), used, moved, scratch);
+        return begin_step(k, u, share, weight, recompute ? s.plane(code_planes, u) : nullptr, residual.get(),
                           goes_on || wanted.analysis ? s.plane(planes[k % 2], u) : nullptr, scratch);
       }
-      const Buffer<A> synthesized(recompute ? plan.plane_size : 0), plane(plan.plane_size);
-      prepare(u, synthesized.get(), scratch);
-      begin_step(k, u, share, weight, recompute ? synthesized.get() : nullptr,
+      prepare(u, residual.get(), scratch);
+      begin_step(k, u, share, weight, recompute ? residual.get() : nullptr, residual.get(),
                  goes_on || wanted.analysis ? plane.get() : nullptr, scratch);
-      if (goes_on) end_step(k, u, share, plane.get(), used, moved, scratch);
+      if (goes_on) end_step(k, u, share, plane.get(), plane.get(), used, moved, scratch);
     });
     if (direct) continue;
     if (collected)
@@ -539,7 +533,8 @@ bool backward(const Problem& p, Solver<T>& s, const BackwardWeights<T>& weights,
   if (!together && (p.x0 || wanted.y)) {
     int64_t* const used = (separate ? z_gradients[0] : gradients[1]).restart();
     s.for_each_share(count, [&](int64_t u, int64_t part, char* scratch) {
-      end_step(0, u, part, s.plane(planes[0], u), used, nullptr, scratch);
+      const Buffer<A> plane(grad_planes);
+      end_step(0, u, part, s.plane(planes[0], u), plane.get(), used, nullptr, scratch);
     });
   }
   if (!direct && collected)

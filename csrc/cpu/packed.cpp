@@ -488,12 +488,13 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
   const int64_t top = unit.row - g.padding_h;  // signal row of the plane's first row
   const int64_t from = std::clamp<int64_t>(-top, 0, plan.plane_h);
   const int64_t to = std::clamp<int64_t>(g.signal_h - top, from, plan.plane_h);
-  std::vector<PlanePart<A>> parts;  // of the strips of the image whose planes meet this one
+  std::vector<PlanePart<A>> parts;  // of the other strips of the image whose planes meet this one
   if (plane) {
     int64_t first = index, last = index;
     while (first > index - unit.strip && plan.units[first - 1].row + plan.plane_h > unit.row) --first;
     while (last < index - unit.strip + unit.strips - 1 && plan.units[last + 1].row < unit.row + plan.plane_h) ++last;
     for (int64_t other = first; other <= last; ++other) {
+      if (other == index) continue;
       const int64_t shift = plan.units[other].row - unit.row;  // its first row, seen from this plane
       const int64_t begin = std::max(from, shift), end = std::min(to, shift + plan.plane_h);
       if (begin < end)
@@ -502,11 +503,22 @@ void make_plane(const Plan& plan, int64_t index, const A* source, const A* plane
     }
   }
   const int64_t compact = ((unit.group * g.batch + unit.image) * g.signal_w * g.signal_h + top) * channels;
-  kernels<A>().sum_planes(
-      {unit.images, plan.plane_w, plan.column, plan.plane_image, g.padding_w, g.padding_w + g.signal_w, from * channels,
-       to * channels, source ? source + compact : nullptr, compact_column, g.signal_w * compact_column, parts.data(),
-       parts.data() + parts.size(), sign, out, own ? own + compact : nullptr,
-       std::clamp(unit.own_from - top, from, to) * channels, std::clamp(unit.own_to - top, from, to) * channels, add});
+  PlaneSum<A> sum{unit.images, plan.plane_w, plan.column, plan.plane_image, g.padding_w, g.padding_w + g.signal_w};
+  sum.from = from * channels;
+  sum.to = to * channels;
+  sum.source = source ? source + compact : nullptr;
+  sum.compact_column = compact_column;
+  sum.compact_image = g.signal_w * compact_column;
+  sum.plane = plane;
+  sum.parts = parts.data();
+  sum.parts_end = parts.data() + parts.size();
+  sum.sign = sign;
+  sum.out = out;
+  sum.own = own ? own + compact : nullptr;
+  sum.own_from = std::clamp(unit.own_from - top, from, to) * channels;
+  sum.own_to = std::clamp(unit.own_to - top, from, to) * channels;
+  sum.add = add;
+  kernels<A>().sum_planes(sum);
 }
 
 #define DSC_INSTANTIATE(T)                                                             \

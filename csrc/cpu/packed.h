@@ -156,8 +156,8 @@ class AnalysisWeight {
 };
 
 // out, a unit's plane, = source - sum of the planes of all units that overlap it (sign -1), or their sum (sign 1,
-// source null); plane is the unit's own, beside which the others stand, or null for none. The unit's own rows also go
-// to `own` (compact, or null): written, or added to it.
+// source null); plane is the unit's own, beside which the others stand, or null for none. It may be `out` where units
+// are whole images. The unit's own rows also go to `own` (compact, or null): written, or added to it.
 template <typename A>
 void make_plane(const Plan& plan, int64_t unit, const A* source, const A* plane, A sign, A* out, A* own, bool add);
 

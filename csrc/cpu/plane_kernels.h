@@ -6,22 +6,22 @@
 namespace dsc::cpu {
 namespace DSC_CPU_LEVEL {
 
-// out = in, or with add, out += scale * in, of a run of values. Its last vector lies over the one before: what it is
-// added to is read before that is written.
-template <bool add, typename A>
-DSC_HOST_DEVICE void put_run(int64_t values, const A* in, A scale, A* out) {
+// out = f(read) for a run of values, where read(in) are those of `in` at the same place. The last vector lies over the
+// one before: what it comes from, which may be `out`, is read before that is written.
+template <typename A, typename F>
+DSC_HOST_DEVICE void write_run(int64_t values, A* out, const F& f) {
   using V = Lanes<A>;
   constexpr int64_t lanes = Vector<A>::lanes;
-  const auto read = [](const A* from) __attribute__((always_inline)) { return *reinterpret_cast<const V*>(from); };
-  const auto write = [](const V& v, A* to) __attribute__((always_inline)) { *reinterpret_cast<V*>(to) = v; };
   if (values >= lanes) {
+    const auto at = [](int64_t i) __attribute__((always_inline)) {
+      return [i](const A* in) __attribute__((always_inline)) { return *reinterpret_cast<const V*>(in + i); };
+    };
     const int64_t last = values - lanes;
-    const V before = read(out + last);
-    for (int64_t i = 0; i < last; i += lanes) write(add ? read(out + i) + scale * read(in + i) : read(in + i), out + i);
-    write(add ? before + scale * read(in + last) : read(in + last), out + last);
+    const V end = f(at(last));
+    for (int64_t i = 0; i < last; i += lanes) *reinterpret_cast<V*>(out + i) = f(at(i));
+    *reinterpret_cast<V*>(out + last) = end;
   } else if (values > 0) {
-    const V v = load_between<A>(0, values, in);
-    store_between<A>(0, values, add ? load_between<A>(0, values, out) + scale * v : v, out);
+    store_between<A>(0, values, f([values](const A* in) { return load_between<A>(0, values, in); }), out);
   }
 }
 
@@ -49,24 +49,34 @@ void sum_planes(const PlaneSum<A>& p) {
         clear_run(p.column, out);
         continue;
       }
+      clear_run(p.from, out);
+      clear_run(p.column - p.to, out + p.to);
+      const int64_t values = p.to - p.from;
+      A* const inner = out + p.from;
+      const A* const plane = p.plane ? p.plane + offset + p.from : nullptr;
       if (source) {
-        clear_run(p.from, out);
-        put_run<false>(p.to - p.from, source + p.from, A(1), out + p.from);
-        for (int64_t i = p.from; i < p.to; i += 64 / sizeof(A))
-          __builtin_prefetch(source + ahead * p.compact_column + i);
-        clear_run(p.column - p.to, out + p.to);
+        const A* const in = source + p.from;
+        if (plane)
+          write_run<A>(values, inner, [&](const auto& read) { return read(in) + p.sign * read(plane); });
+        else
+          write_run<A>(values, inner, [&](const auto& read) { return read(in); });
+        for (int64_t i = 0; i < values; i += 64 / sizeof(A)) __builtin_prefetch(in + ahead * p.compact_column + i);
         source += p.compact_column;
-      } else {
-        clear_run(p.column, out);
+      } else if (p.plane != p.out) {
+        write_run<A>(values, inner, [&](const auto& read) { return read(plane); });
       }
-      for (const PlanePart<A>* part = p.parts; part < p.parts_end; ++part)
-        put_run<true>(part->to - part->from, part->values + offset + part->from, p.sign, out + part->from);
+      for (const PlanePart<A>* part = p.parts; part < p.parts_end; ++part) {
+        A* const to = out + part->from;
+        const A* const in = part->values + offset + part->from;
+        write_run<A>(part->to - part->from, to, [&](const auto& read) { return read(to) + p.sign * read(in); });
+      }
       if (!own) continue;
-      const int64_t values = p.own_to - p.own_from;
+      A* const to = own + p.own_from;
+      const A* const in = out + p.own_from;
       if (p.add)
-        put_run<true>(values, out + p.own_from, A(1), own + p.own_from);
+        write_run<A>(p.own_to - p.own_from, to, [&](const auto& read) { return read(to) + read(in); });
       else
-        put_run<false>(values, out + p.own_from, A(1), own + p.own_from);
+        write_run<A>(p.own_to - p.own_from, to, [&](const auto& read) { return read(in); });
       own += p.compact_column;
     }
   }
